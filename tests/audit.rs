@@ -117,8 +117,8 @@ async fn sessions_and_events_of_the_previous_release_are_read_and_swept() {
         .database
         .run(
             "INSERT INTO audit_events (project_id, id, at, kind, session_id, user_id, impersonator_id, key_kind, key_id, actor,
-                 actor_id, ip)
-             SELECT project_id, gen_random_uuid(), created_at, 2, id, user_id, NULL, NULL, NULL, 1, NULL, NULL FROM sessions",
+                 actor_id, ip, slot)
+             SELECT project_id, gen_random_uuid(), created_at, 2, id, user_id, NULL, NULL, NULL, 1, NULL, NULL, slot FROM sessions",
         )
         .await;
     assert!(of_kind(&service, "SESSION_CREATED").await.is_empty());
@@ -369,15 +369,22 @@ async fn filters_and_both_orders_agree_over_many_pages() {
                 || '8000' || lpad(to_hex(i), 12, '0'))::uuid AS id, now() - interval '3 seconds' + i * interval '1 ms' AS at,
                 'user-' || i % 7 AS name
             FROM generate_series(0, 2999) AS i)";
+    // Here in one slot, whoever they are about.
+    let slot = service.slot_of(USER).await;
     for (insert, modulus) in [
         (
-            "INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
-             SELECT 'demo', id, at, 1, id, name, at, 1, 0, 0 FROM filled",
+            format!(
+                "INSERT INTO revocations (slot, project_id, id, at, reason, session_id, user_id, access_expires_at, actor,
+                     writer, seq)
+                 SELECT {slot}, 'demo', id, at, 1, id, name, at, 1, 0, 0 FROM filled"
+            ),
             0,
         ),
         (
-            "INSERT INTO audit_events (project_id, id, at, kind, session_id, user_id, actor)
-             SELECT 'demo', id, at, 2, id, name, 1 FROM filled",
+            format!(
+                "INSERT INTO audit_events (slot, project_id, id, at, kind, session_id, user_id, actor)
+                 SELECT {slot}, 'demo', id, at, 2, id, name, 1 FROM filled"
+            ),
             1,
         ),
     ] {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use dev_postgres::{Cluster, Options};
+use diesel_async::SimpleAsyncConnection as _;
 use http::{Method, StatusCode};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::{Pid, Signal};
@@ -367,21 +368,13 @@ async fn a_cancelled_statement_is_a_503() {
     let service = Service::start().await;
     for end in ["pg_cancel_backend", "pg_terminate_backend"] {
         let phone = service.sign_in("ada", "phone").await;
-        let (client, connection) =
-            tokio_postgres::connect(&service.database.url, tokio_postgres::NoTls).await.expect("connects");
-        tokio::spawn(connection);
-        client.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the rows");
+        let mut holder = service.database.hold("sessions", "true").await;
         let token = phone.access_token.clone();
         let (outcome, ()) = tokio::join!(sign_out(&service, &token), async {
-            eventually("the sign-out waits, and is ended", async || {
-                let query = format!(
-                    "SELECT {end}(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                );
-                !service.database.lines(&query).await.is_empty()
-            })
-            .await;
+            eventually("the sign-out waits, and is ended", async || service.database.end_lock_waits(end).await > 0)
+                .await;
             // A statement whose connection ended may be retried.
-            client.batch_execute("ROLLBACK").await.expect("lets go");
+            holder.batch_execute("ROLLBACK").await.expect("lets go");
         });
         match end {
             "pg_cancel_backend" => assert_eq!(outcome, (StatusCode::SERVICE_UNAVAILABLE, Some("1".to_owned()))),

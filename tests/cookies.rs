@@ -849,8 +849,7 @@ async fn a_shared_refresh_does_not_outlive_a_sign_out() {
 async fn a_refresh_that_nobody_waits_for_is_not_shared_later() {
     let service = start().await;
     let browser = sign_in(&service, "ada").await.without_access();
-    let mut holder = service.database.connect().await;
-    holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
+    let mut holder = service.database.hold("sessions", "true").await;
     let path = format!("/projects/{PROJECT}/auth/verify");
     let waiting = service.wires.http(Method::GET, &path, browser.headers(), "");
     assert!(tokio::time::timeout(Duration::from_millis(300), waiting).await.is_err(), "the row is held");

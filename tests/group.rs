@@ -27,7 +27,9 @@ use sessiond_core::{
 use crate::{
     assert_refused,
     harness::{
-        Device, PROJECT, REFUSED_REFRESH, Service, Wire, bearer, database::Database, eventually, rates, refresh_token,
+        Device, PROJECT, REFUSED_REFRESH, Service, Wire, bearer,
+        database::{Database, TRIGGERS_ON_NODES},
+        eventually, rates, refresh_token,
     },
 };
 
@@ -69,9 +71,7 @@ async fn concurrent_sign_outs_share_transactions_and_each_has_its_own_outcome() 
 async fn a_locked_session_delays_only_its_own_sign_outs() {
     let service = Service::start_on(Database::create().await).await;
     let (held, devices) = (service.sign_in("ada", "held").await, sign_in(&service, 60).await);
-    let mut holder = service.database.connect().await;
-    let lock = format!("BEGIN; SELECT FROM sessions WHERE id = '{}' FOR UPDATE", held.session);
-    holder.batch_execute(&lock).await.expect("holds the row");
+    let mut holder = service.database.hold("sessions", &format!("id = '{}'", held.session)).await;
     // With 60 others, so that some share its group.
     let mut held_out = Box::pin(held.sign_out());
     let others = join_all(devices.iter().map(Device::sign_out));
@@ -90,9 +90,7 @@ async fn a_locked_session_delays_only_its_own_sign_outs() {
 async fn a_sign_out_of_two_sessions_waits_for_the_locked_one() {
     let service = Service::start_on(Database::create().await).await;
     let (held, free) = (service.sign_in("ada", "held").await, service.sign_in("bob", "free").await);
-    let mut holder = service.database.connect().await;
-    let lock = format!("BEGIN; SELECT FROM sessions WHERE id = '{}' FOR UPDATE", held.session);
-    holder.batch_execute(&lock).await.expect("holds the row");
+    let mut holder = service.database.hold("sessions", &format!("id = '{}'", held.session)).await;
     let both = crate::harness::both(bearer(&held.access_token), refresh_token(&free.refresh_token));
     let signing_out = service.revoke_current(Wire::Grpc, both);
     let release = async {
@@ -114,7 +112,7 @@ async fn a_sign_out_of_two_sessions_waits_for_the_locked_one() {
 /// Makes the database refuse updates of a session.
 fn refusing_updates(session: &str) -> String {
     format!(
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
+        "{TRIGGERS_ON_NODES}; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
          CREATE TRIGGER refuse BEFORE UPDATE ON sessions FOR EACH ROW WHEN (old.id = '{session}') EXECUTE FUNCTION refuse()"
     )
 }
@@ -144,14 +142,11 @@ async fn a_terminated_connection_loses_no_sign_out() {
     let devices = sign_in(&service, 60).await;
     let mut holder = service.database.connect().await;
     holder.batch_execute("BEGIN; LOCK TABLE revocations IN EXCLUSIVE MODE").await.expect("locks");
-    let waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
-         AND pid <> pg_backend_pid()";
     let signing_out = join_all(devices.iter().map(Device::sign_out));
     let terminate = async {
         // The first request alone, and all that have queued meanwhile.
-        let pids = format!("SELECT pid {waiting}");
-        eventually("two groups wait", async || service.database.lines(&pids).await.len() == 2).await;
-        service.database.lines(&format!("SELECT pg_terminate_backend(pid) {waiting}")).await;
+        eventually("two groups wait", async || service.database.lock_waits().await >= 2).await;
+        service.database.end_lock_waits("pg_terminate_backend").await;
         holder.batch_execute("COMMIT").await.expect("lets go");
     };
     let (ended, ()) = tokio::join!(signing_out, terminate);
@@ -245,12 +240,10 @@ async fn a_locked_session_or_user_delays_only_its_own_refreshes_and_sign_ins() {
     let service = Service::start_on(Database::create().await).await;
     let (session, user) = (service.sign_in("ada", "held").await, service.sign_in("bob", "held").await);
     let devices = sign_in(&service, 60).await;
-    let mut holder = service.database.connect().await;
-    let lock = format!(
-        "BEGIN; SELECT FROM sessions WHERE id = '{}' FOR UPDATE; SELECT FROM users WHERE user_id = 'bob' FOR UPDATE",
-        session.session
-    );
-    holder.batch_execute(&lock).await.expect("holds the rows");
+    let mut holder = service.database.hold("sessions", &format!("id = '{}'", session.session)).await;
+    let lock =
+        format!("SELECT FROM users WHERE slot = {} AND user_id = 'bob' FOR UPDATE", service.slot_of("bob").await);
+    holder.batch_execute(&lock).await.expect("holds the row");
     let mut held = Box::pin(async {
         tokio::join!(
             session.refresh_without_keeping(),
@@ -294,8 +287,7 @@ async fn concurrent_sign_ins_share_transactions_and_each_opens_a_session() {
 
 /// Waits until this many groups wait for a lock that the test holds. There are two at most: then requests queue.
 async fn groups_wait(service: &Service, count: usize) {
-    let waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    eventually("groups wait", async || service.database.lines(waiting).await.len() >= count).await;
+    eventually("groups wait", async || service.database.lock_waits().await >= count).await;
 }
 
 /// Waits until this many requests of an operation are queued.
@@ -447,8 +439,10 @@ async fn a_refresh_that_is_retried_alone_is_charged_once() {
 async fn a_user_that_is_being_created_delays_only_its_own_sign_in() {
     let service = Service::start().await;
     let mut holder = service.database.connect().await;
-    let create = "BEGIN; INSERT INTO users (project_id, user_id, epoch) VALUES ('demo', 'user-30', 0)";
-    holder.batch_execute(create).await.expect("creates");
+    let slot = service.slot_of("user-30").await;
+    let create =
+        format!("BEGIN; INSERT INTO users (project_id, user_id, epoch, slot) VALUES ('demo', 'user-30', 0, {slot})");
+    holder.batch_execute(&create).await.expect("creates");
     let mut held = Box::pin(service.sign_in_as("user-30".to_owned()));
     let others = join_all((0..60).filter(|n| *n != 30).map(|n| service.sign_in_as(format!("user-{n}"))));
     tokio::select! {

@@ -69,8 +69,7 @@ async fn an_exceeded_deadline_is_reported_and_the_mutation_finishes() {
     let service = Service::start().await;
     let mut sessions = client!(SessionServiceClient, service);
     let phone = service.sign_in("ada", "phone").await;
-    let mut holder = service.database.connect().await;
-    holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
+    let mut holder = service.database.hold("sessions", "true").await;
 
     let mut request = Request::new(RevokeCurrentRequest {});
     request.metadata_mut().insert("authorization", format!("Bearer {}", phone.access_token).parse().expect("a value"));

@@ -40,6 +40,7 @@ mod client_certificates;
 mod clocks;
 mod connect;
 mod cookies;
+mod divided;
 mod durable;
 mod engines;
 mod errors;

@@ -220,3 +220,43 @@ async fn keys_of_filled_tables_are_built_while_clients_write() {
     assert_eq!(schema(&database).await, schema(&Database::create().await).await);
     assert_eq!(database.lines("SELECT count(*) FROM revocations").await, ["3"]);
 }
+
+/// A divided database has all migrations up to the last before this rule. Citus sends the whole text of some statements to its
+/// nodes, which take one statement, and refuses to add a constraint together with another change.
+#[test]
+fn later_migrations_are_one_statement_and_add_constraints_alone() {
+    const LAST_BEFORE: u32 = 30;
+    for folder in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations")).expect("reads") {
+        let folder = folder.expect("reads").path();
+        let name = folder.file_name().expect("named").to_str().expect("text");
+        let number = name.split(['_', '-']).nth(3).and_then(|number| number.parse::<u32>().ok()).unwrap_or_default();
+        if number > LAST_BEFORE {
+            let sql = fs::read_to_string(folder.join("up.sql")).expect("reads");
+            assert_eq!(problem_of(&sql), None, "{name}");
+        }
+    }
+    for (sql, problem) in [
+        ("ALTER TABLE a ADD COLUMN b int,\n -- why;\n ADD COLUMN c int;\n", None),
+        ("ALTER TABLE a ADD COLUMN b int; ALTER TABLE c ADD COLUMN b int;", Some("several statements")),
+        ("ALTER TABLE a ADD COLUMN b int, ADD CONSTRAINT c CHECK (b > 0);", Some("a constraint with another change")),
+        ("DO $$ BEGIN ALTER TABLE a ADD COLUMN b int; ALTER TABLE a ADD CONSTRAINT c CHECK (b > 0); END $$;", None),
+    ] {
+        assert_eq!(problem_of(sql), problem, "{sql}");
+    }
+}
+
+/// What a divided database would refuse in a migration.
+fn problem_of(sql: &str) -> Option<&'static str> {
+    let code: Vec<&str> = sql.lines().map(|line| line.split("--").next().unwrap_or_default()).collect();
+    let code = code.join("\n");
+    let outside: String = code.split("$$").step_by(2).collect();
+    if outside.trim().trim_end_matches(';').contains(';') {
+        return Some("several statements");
+    }
+    let adds_with_others = |statement: &str| {
+        let changes = statement.split_whitespace().filter(|word| ["ADD", "DROP", "ALTER", "VALIDATE"].contains(word));
+        // The first is that of ALTER TABLE.
+        statement.contains("ADD CONSTRAINT") && changes.count() > 2
+    };
+    code.split(';').any(adds_with_others).then_some("a constraint with another change")
+}

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use diesel_async::SimpleAsyncConnection as _;
 use http::{HeaderMap, Method, Response, StatusCode};
 use prost_types::value::Kind;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -508,8 +507,7 @@ async fn temporary_errors_carry_a_retry_after() {
 
     let late = Service::start_with(|_, limits| limits.request_timeout = Duration::from_millis(200)).await;
     let phone = late.sign_in("ada", "phone").await;
-    let mut holder = late.database.connect().await;
-    holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
+    let holder = late.database.hold("sessions", "true").await;
     let form = [("token", phone.access_token.as_str()), ("client_id", PROJECT)];
     assert_no(&post(&late, REVOKE, HeaderMap::new(), &form).await, 503, "temporarily_unavailable", "late");
     drop(holder);

@@ -50,7 +50,7 @@ const FEED: &str = "WITH present AS";
 /// The beginnings of the statements that only a divided database gets.
 const DIVIDED: [&str; 3] = [
     "SELECT p.slot, (pg_control_system())",
-    "SELECT clock_timestamp() AS at, (SELECT id FROM feed_histories",
+    "SELECT clock_timestamp() AS at, (SELECT md5(concat_ws",
     "SELECT current_setting('fsync') AS fsync",
 ];
 

@@ -308,14 +308,14 @@ async fn a_replacement_that_evicts_locks_in_the_common_order() {
     limit(&service, 2, Overflow::EvictOldest).await;
     // One transaction locks the oldest and then the replaced one, as a sign-out of both does.
     let mut other = service.database.connect().await;
-    let lock = |device: &Device<'_>| format!("SELECT FROM sessions WHERE id = '{}' FOR UPDATE", device.session);
+    let slot = service.slot_of("ada").await;
+    let lock = |device: &Device<'_>| {
+        format!("SELECT FROM sessions WHERE slot = {slot} AND id = '{}' FOR UPDATE", device.session)
+    };
     other.batch_execute(&format!("BEGIN; {}", lock(&devices[0]))).await.expect("locks");
     let replacing = CreateSessionRequest { replaces_session_id: Some(devices[2].session.clone()), ..opening("ada") };
     let (created, ()) = join(service.create(Wire::Grpc, replacing), async {
-        let waiting =
-            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        crate::harness::eventually("the sign-in waits", async || !service.database.lines(waiting).await.is_empty())
-            .await;
+        crate::harness::eventually("the sign-in waits", async || service.database.lock_waits().await > 0).await;
         other.batch_execute(&format!("{}; COMMIT", lock(&devices[2]))).await.expect("is not in a circle");
     })
     .await;

@@ -435,8 +435,7 @@ async fn a_received_sign_out_over_http2_is_carried_out_after_its_client_disconne
 async fn a_mutation_outlives_its_client() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
-    let mut holder = service.database.connect().await;
-    holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
+    let mut holder = service.database.hold("sessions", "true").await;
     let mut sender = http2(&service, "127.0.0.1").await;
     let request =
         Request::delete(format!("http://x{CURRENT}")).header("authorization", format!("Bearer {}", phone.access_token));
@@ -565,9 +564,7 @@ async fn a_draining_server_answers_and_closes_each_connection() {
 async fn waiting_for_one_session_row_blocks_nobody_else() {
     let service = Service::start().await;
     let (held, phone) = (service.sign_in("ada", "held").await, service.sign_in("bob", "phone").await);
-    let mut holder = service.database.connect().await;
-    let lock = format!("BEGIN; SELECT FROM sessions WHERE id = '{}' FOR UPDATE", held.session);
-    holder.batch_execute(&lock).await.expect("holds the row");
+    let mut holder = service.database.hold("sessions", &format!("id = '{}'", held.session)).await;
     let waiting = async {
         let signing_out = (0..40).map(|_| service.revoke_current(Wire::Rest, bearer(&held.access_token)));
         let refreshing = (0..40).map(|_| service.refresh(Wire::Rest, refresh_token(&held.refresh_token)));
@@ -577,9 +574,7 @@ async fn waiting_for_one_session_row_blocks_nobody_else() {
     };
     let others = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let query =
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-        assert_eq!(service.database.lines(query).await, ["2"], "a few ask the database, the rest wait in process");
+        assert_eq!(service.database.lock_waits().await, 2, "a few ask the database, the rest wait in process");
         for _ in 0..20 {
             let tablet = service.sign_in("eve", "tablet").await;
             tablet.sign_out().await.expect("signs out");
@@ -597,8 +592,7 @@ async fn waiting_for_one_session_row_blocks_nobody_else() {
 async fn waiting_for_one_user_row_blocks_nobody_else() {
     let service = Service::start().await;
     let (held, phone) = (service.sign_in("ada", "held").await, service.sign_in("bob", "phone").await);
-    let mut holder = service.database.connect().await;
-    holder.batch_execute("BEGIN; SELECT FROM users WHERE user_id = 'ada' FOR UPDATE").await.expect("holds the row");
+    let mut holder = service.database.hold("users", "user_id = 'ada'").await;
     let waiting = async {
         let request = serde_json::json!({"except_current": true});
         let all =
@@ -606,9 +600,7 @@ async fn waiting_for_one_user_row_blocks_nobody_else() {
         futures_util::future::join_all(all).await
     };
     let others = async {
-        let query =
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-        eventually("cut-offs wait for the row", async || service.database.lines(query).await != ["0"]).await;
+        eventually("cut-offs wait for the row", async || service.database.lock_waits().await > 0).await;
         for _ in 0..20 {
             service.sign_in("eve", "tablet").await.sign_out().await.expect("signs out");
         }
@@ -628,9 +620,7 @@ async fn sign_outs_have_reserved_connections() {
         devices.push(service.sign_in(&format!("user-{user}"), "phone").await);
     }
     let phone = service.sign_in("bob", "phone").await;
-    let mut holder = service.database.connect().await;
-    let lock = "BEGIN; SELECT FROM sessions WHERE user_id LIKE 'user-%' FOR UPDATE";
-    holder.batch_execute(lock).await.expect("holds the rows");
+    let mut holder = service.database.hold("sessions", "user_id LIKE 'user-%'").await;
     let refreshing = async {
         let all = devices.iter().map(|device| service.refresh(Wire::Rest, refresh_token(&device.refresh_token)));
         futures_util::future::join_all(all).await

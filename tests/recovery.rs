@@ -152,10 +152,13 @@ async fn a_long_backlog_is_read_to_the_end() {
     let phone = service.sign_in("ada", "phone").await;
     let store = &service.store;
     let writer = 7;
-    service.database.run(&format!("INSERT INTO feed_writers (id, opened_at) VALUES ({writer}, now())")).await;
-    let insert =
-        "INSERT INTO revocations (writer, project_id, id, at, reason, session_id, user_epoch, user_id, access_expires_at,
-        actor, seq) SELECT 7, 'demo', gen_random_uuid(), now(), 1, ";
+    let slot = service.slot_of("ada").await;
+    let open = format!("INSERT INTO feed_writers (id, opened_at, slot) VALUES ({writer}, now(), {slot})");
+    service.database.run(&open).await;
+    let insert = format!(
+        "INSERT INTO revocations (slot, writer, project_id, id, at, reason, session_id, user_epoch, user_id, access_expires_at,
+        actor, seq) SELECT {slot}, 7, 'demo', gen_random_uuid(), now(), 1, "
+    );
     let mut ended = vec![];
     for seq in 1..8 {
         let id = clock::new_uuid();

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use diesel_async::SimpleAsyncConnection as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
@@ -971,8 +970,7 @@ async fn temporary_errors_are_reported_by_status() {
     let late = Service::start_with(|_, limits| limits.request_timeout = Duration::from_secs(1)).await;
     let phone = late.sign_in("ada", "phone").await;
     let pairs: Pairs = sdk("client", &tokens(&phone)).into_iter().chain([("override-error-status", "true")]).collect();
-    let mut holder = late.database.connect().await;
-    holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
+    let holder = late.database.hold("sessions", "true").await;
     let response = ask(&late, Method::DELETE, CURRENT, &pairs, "{}").await;
     assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
     assert_no(&response, 504, "DEADLINE_EXCEEDED", "late");

@@ -136,11 +136,12 @@ async fn a_request_may_be_repeated_for_a_day() {
 #[tokio::test]
 async fn old_request_ids_are_deleted_in_every_project() {
     let service = Service::start().await;
+    let slot = service.slot_of("ada").await;
     let insert = |project: &str, rows: i32, age: Duration| {
         let at = (service.clock.now() - age).as_micros();
         format!(
-            "INSERT INTO session_requests (project_id, request_id, session_id, digest, created_at)
-             SELECT '{project}', gen_random_uuid(), gen_random_uuid(), sha256(''),
+            "INSERT INTO session_requests (slot, project_id, request_id, session_id, digest, created_at)
+             SELECT {slot}, '{project}', gen_random_uuid(), gen_random_uuid(), sha256(''),
                  timestamptz 'epoch' + ({at} - i) * interval '1 microsecond' FROM generate_series(1, {rows}) AS i;"
         )
     };
@@ -242,9 +243,12 @@ async fn a_user_is_deleted_after_the_last_session_and_two_days_after_the_last_cu
 #[tokio::test]
 async fn a_user_who_is_signing_in_is_not_deleted() {
     let service = Service::start().await;
-    service.database.run("INSERT INTO users (project_id, user_id, epoch) VALUES ('demo', 'ada', 1)").await;
+    let slot = service.slot_of("ada").await;
+    let insert = format!("INSERT INTO users (project_id, user_id, epoch, slot) VALUES ('demo', 'ada', 1, {slot})");
+    service.database.run(&insert).await;
     let mut sign_in = service.database.connect().await;
-    sign_in.batch_execute("BEGIN; SELECT FROM users FOR SHARE").await.expect("holds the row");
+    let lock = format!("BEGIN; SELECT FROM users WHERE slot = {slot} FOR SHARE");
+    sign_in.batch_execute(&lock).await.expect("holds the row");
     assert_eq!(of(&sweep(&service).await, SweepKind::Users), 0);
     sign_in.batch_execute("COMMIT").await.expect("lets go");
     assert_eq!(of(&sweep(&service).await, SweepKind::Users), 1);
@@ -256,8 +260,7 @@ async fn a_locked_session_is_not_deleted() {
     let service = Service::start().await;
     service.create(Wire::Grpc, lasting("ada", DAY * 300, DAY)).await.expect("signs in");
     service.clock.advance(DAY * 31);
-    let mut refresh = service.database.connect().await;
-    refresh.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
+    let mut refresh = service.database.hold("sessions", "true").await;
     assert_eq!(of(&sweep(&service).await, SweepKind::Sessions), 0, "it is not waited for");
     let used = "UPDATE sessions SET idle_expires_at = expires_at; COMMIT";
     refresh.batch_execute(used).await.expect("refreshes");
@@ -269,14 +272,15 @@ async fn a_locked_session_is_not_deleted() {
     assert_eq!(of(&sweep(&service).await, SweepKind::Sessions), 1);
 }
 
-/// Inserts this many sessions of `demo` that ended long ago, one per user.
+/// Inserts this many sessions of `demo` that ended long ago, one per user, all in one slot.
 async fn many_ended(service: &Service, rows: usize) {
     service.create(Wire::Grpc, lasting("0", DAY, DAY)).await.expect("signs in");
     let copies = format!(
         "INSERT INTO sessions SELECT (jsonb_populate_record(s, jsonb_build_object(
              'id', (overlay(s.id::text PLACING lpad(to_hex(i), 12, '0') FROM 25))::uuid, 'user_id', i::text))).*
          FROM sessions AS s, generate_series(2, {rows}) AS i;
-         INSERT INTO users SELECT project_id, i::text, epoch FROM users, generate_series(2, {rows}) AS i"
+         INSERT INTO users (project_id, user_id, epoch, slot)
+             SELECT project_id, i::text, epoch, slot FROM users, generate_series(2, {rows}) AS i"
     );
     service.database.run(&copies).await;
     service.clock.advance(DAY * 31);
@@ -305,8 +309,9 @@ async fn replicas_that_sweep_at_once_never_take_the_same_step() {
     let done = futures_util::future::join_all(work).await;
     let sum = |part: fn(&(usize, usize, usize)) -> usize| done.iter().map(part).sum::<usize>();
     assert_eq!(sum(|one| one.0), ROWS, "each once: {done:?}");
-    // One more step, to check that none is left.
-    assert_eq!(sum(|one| one.1), ROWS / 100 + 1, "no step twice: {done:?}");
+    // One more step in each slot, to check that none is left.
+    let slots = service.database.slots().await.len();
+    assert_eq!(sum(|one| one.1), ROWS / 100 + slots, "no step twice: {done:?}");
     assert_eq!(count(&service, "sessions").await, 0);
     let removed = sweep(&service).await;
     assert_eq!((of(&removed, SweepKind::Sessions), of(&removed, SweepKind::Users)), (0, ROWS));
@@ -318,16 +323,24 @@ async fn a_task_held_by_another_replica_is_skipped_and_a_finished_one_rests() {
     let sweeper = sweeper(&service, retention());
     let mut other = service.database.connect().await;
     other.batch_execute("BEGIN; SELECT FROM sweeps WHERE task = 'sessions' FOR UPDATE").await.expect("takes it");
+    let slots = service.database.slots().await.len();
     let step = async |task| sweeper.step(task, 10, Start::WhenDue).await.expect("steps");
+    // One step in each slot, the last of which is returned.
+    let pass = async |task| {
+        for _ in 1..slots {
+            assert!(matches!(step(task).await, SweepStep::Taken(_)), "a slot after another");
+        }
+        step(task).await
+    };
     assert_eq!(step(Task::Sessions).await, SweepStep::Busy);
-    assert_eq!(step(Task::Users).await, SweepStep::Last(vec![(SweepKind::Users, 0)]), "another task is free");
+    assert_eq!(pass(Task::Users).await, SweepStep::Last(vec![(SweepKind::Users, 0)]), "another task is free");
     other.batch_execute("COMMIT").await.expect("lets go");
-    assert_eq!(step(Task::Sessions).await, SweepStep::Last(vec![(SweepKind::Sessions, 0)]));
+    assert_eq!(pass(Task::Sessions).await, SweepStep::Last(vec![(SweepKind::Sessions, 0)]));
 
     service.clock.advance(PASS_INTERVAL - TICK);
     assert_eq!(step(Task::Sessions).await, SweepStep::Resting, "just before");
     service.clock.advance(TICK);
-    assert_eq!(step(Task::Sessions).await, SweepStep::Last(vec![(SweepKind::Sessions, 0)]), "at");
+    assert_eq!(pass(Task::Sessions).await, SweepStep::Last(vec![(SweepKind::Sessions, 0)]), "at");
 }
 
 #[tokio::test]

@@ -5,18 +5,17 @@ use std::time::{Duration, Instant};
 use secrecy::ExposeSecret as _;
 use sessiond::{
     pb::{RevokeReason, SnapshotReason, SupersededTokens, UserCutOff, revocation::Ended, withheld::Concerns},
-    store::Role,
+    store::{Role, WriterId},
 };
 use sessiond_core::{
+    clock,
     id::{KeyId, ProjectId},
     token::sealing::Purpose,
 };
 use tonic::Code;
 
 use crate::harness::{
-    PROJECT, Service, Wire, bearer,
-    database::Database,
-    eventually, refresh_token,
+    PROJECT, Service, Wire, bearer, eventually, refresh_token,
     watch::{accepting, asking},
 };
 use crate::keys::kid;
@@ -24,9 +23,14 @@ use crate::keys::kid;
 /// A bound on immediate delivery; latency is measured elsewhere.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// The beginning of a statement that writes revocations as a writer of its own.
-const NEW_WRITER: &str = "WITH writer AS (
-    INSERT INTO feed_writers (id, opened_at) SELECT 1 + (random() * 1e12)::bigint, now() RETURNING id)";
+/// Opens a writer of its own, for user `ada`. Returns its columns `slot` and `writer`.
+async fn open_writer(service: &Service) -> String {
+    let slot = service.slot_of("ada").await;
+    let id = WriterId::from_number(u64::from_be_bytes(clock::random())).number();
+    let open = format!("INSERT INTO feed_writers (id, opened_at, slot) VALUES ({id}, now(), {slot})");
+    service.database.run(&open).await;
+    format!("{slot}, {id}")
+}
 
 #[tokio::test]
 async fn a_stream_starts_with_a_snapshot_and_continues_live() {
@@ -289,7 +293,7 @@ async fn revocations_that_commit_out_of_order_are_published() {
     let late = service.sign_in("ada", "late").await;
     let mut watch = service.watches(Wire::Grpc).await;
     watch.snapshot().await;
-    let held = held_revocation(&service.database, &late.session).await;
+    let held = held_revocation(&service, &late.session).await;
     let mut cursors = vec![];
     for _ in 0..3 {
         let phone = service.sign_in("bob", "phone").await;
@@ -310,14 +314,15 @@ async fn revocations_that_commit_out_of_order_are_published() {
 }
 
 /// An open transaction in which a session was revoked.
-async fn held_revocation(database: &Database, session: &str) -> tokio_postgres::Client {
-    let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await.expect("connects");
+async fn held_revocation(service: &Service, session: &str) -> tokio_postgres::Client {
+    let writer = open_writer(service).await;
+    let (client, connection) =
+        tokio_postgres::connect(&service.database.url, tokio_postgres::NoTls).await.expect("connects");
     tokio::spawn(connection);
     let insert = format!(
-        "BEGIN; {NEW_WRITER}
-         INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
-         SELECT '{PROJECT}', gen_random_uuid(), now(), 4, '{session}', 'ada', now() + interval '10 minutes', 4, id, 1
-         FROM writer"
+        "BEGIN; INSERT INTO revocations (slot, writer, seq, project_id, id, at, reason, session_id, user_id, access_expires_at,
+           actor)
+         SELECT {writer}, 1, '{PROJECT}', gen_random_uuid(), now(), 4, '{session}', 'ada', now() + interval '10 minutes', 4"
     );
     client.batch_execute(&insert).await.expect("writes");
     client
@@ -329,11 +334,12 @@ async fn rows_of_another_server_are_not_published() {
     let service = Service::start().await;
     let mut watch = service.watches(Wire::Grpc).await;
     watch.snapshot().await;
+    let slot = service.slot_of("ada").await;
     service
         .database
         .run(&format!(
-            "INSERT INTO revocations (project_id, id, at, reason, session_id, access_expires_at, actor, writer, seq)
-             SELECT '{PROJECT}', gen_random_uuid(), now() - interval '1 day', 4, gen_random_uuid(),
+            "INSERT INTO revocations (slot, project_id, id, at, reason, session_id, access_expires_at, actor, writer, seq)
+             SELECT {slot}, '{PROJECT}', gen_random_uuid(), now() - interval '1 day', 4, gen_random_uuid(),
                now() - interval '1 day', 4, 5000000000, i FROM generate_series(1, 30000) AS i"
         ))
         .await;
@@ -349,13 +355,14 @@ async fn a_replica_that_is_far_behind_catches_up_in_pages() {
     let service = Service::start().await;
     let mut watch = service.watches(Wire::Grpc).await;
     watch.snapshot().await;
+    let writer = open_writer(&service).await;
     service
         .database
         .run(&format!(
-            "{NEW_WRITER}
-             INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
-             SELECT '{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), 'ada', now() + interval '10 minutes', 4,
-               writer.id, i FROM writer, generate_series(1, 25000) AS i"
+            "INSERT INTO revocations (slot, writer, seq, project_id, id, at, reason, session_id, user_id, access_expires_at,
+               actor)
+             SELECT {writer}, i, '{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), 'ada',
+               now() + interval '10 minutes', 4 FROM generate_series(1, 25000) AS i"
         ))
         .await;
     let mut revocations = std::collections::HashSet::new();
@@ -380,13 +387,14 @@ async fn a_subscriber_that_does_not_read_is_disconnected() {
     tokio::io::AsyncWriteExt::write_all(&mut socket, request.as_bytes()).await.expect("sends");
     eventually("it follows", async || service.app.feed().size().1 == 1).await;
     // More than all buffers on the way hold.
-    let insert = format!(
-        "{NEW_WRITER}
-         INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
-         SELECT '{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), repeat('x', 200), now() + interval '10 minutes', 4,
-           writer.id, i FROM writer, generate_series(1, 9000) AS i"
-    );
     for _ in 0..6 {
+        let writer = open_writer(&service).await;
+        let insert = format!(
+            "INSERT INTO revocations (slot, writer, seq, project_id, id, at, reason, session_id, user_id, access_expires_at,
+               actor)
+             SELECT {writer}, i, '{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), repeat('x', 200),
+               now() + interval '10 minutes', 4 FROM generate_series(1, 9000) AS i"
+        );
         service.database.run(&insert).await;
     }
     eventually("its place is free", async || service.app.feed().size().1 == 0).await;

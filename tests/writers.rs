@@ -14,14 +14,14 @@ use crate::harness::{PROJECT, Service, Wire, bearer, database::Database, eventua
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Begins a transaction that has used a writer's next number.
-async fn hold(database: &Database, writer: i64, session: &str) -> tokio_postgres::Client {
+async fn hold(database: &Database, slot: i16, writer: i64, session: &str) -> tokio_postgres::Client {
     let (client, connection) = tokio_postgres::connect(&database.url, tokio_postgres::NoTls).await.expect("connects");
     tokio::spawn(connection);
     let statements = format!(
-        "BEGIN; SELECT FROM feed_writers WHERE id = {writer} FOR SHARE;
-         INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
-         SELECT '{PROJECT}', gen_random_uuid(), now() - interval '2 hours', 4, '{session}', 'ada',
-           now() + interval '10 minutes', 4, {writer}, 1 + count(*) FROM revocations WHERE writer = {writer}"
+        "BEGIN; SELECT FROM feed_writers WHERE slot = {slot} AND id = {writer} FOR SHARE;
+         INSERT INTO revocations (slot, project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
+         VALUES ({slot}, '{PROJECT}', gen_random_uuid(), now() - interval '2 hours', 4, '{session}', 'ada',
+           now() + interval '10 minutes', 4, {writer}, 1)"
     );
     client.batch_execute(&statements).await.expect("writes");
     client
@@ -58,8 +58,8 @@ async fn a_writer_that_was_closed_is_replaced() {
     let mut watch = service.watches(Wire::Grpc).await;
     watch.snapshot().await;
     for how in [
-        "UPDATE feed_writers SET last = coalesce((SELECT max(seq) FROM revocations WHERE writer = feed_writers.id), 0),
-            closed_at = now()",
+        "UPDATE feed_writers SET closed_at = now(),
+            last = coalesce((SELECT max(seq) FROM revocations AS r WHERE r.slot = feed_writers.slot AND r.writer = feed_writers.id), 0)",
         "DELETE FROM feed_writers",
     ] {
         let phone = service.sign_in("ada", "phone").await;
@@ -92,19 +92,19 @@ async fn an_idle_writer_is_closed_and_one_in_use_is_not() {
     let service = Service::start().await;
     let mut watch = service.watches(Wire::Grpc).await;
     watch.snapshot().await;
-    let database = &service.database;
+    let (database, slot) = (&service.database, service.slot_of("ada").await);
     database
-        .run(
-            "INSERT INTO feed_writers VALUES (1, now() - interval '2 hours', NULL, NULL),
-               (2, now() - interval '2 hours', NULL, NULL), (3, now(), NULL, NULL),
-               (4, now() - interval '9 days', 0, now() - interval '3 days'),
-               (5, now() - interval '9 days', 0, now() - interval '1 day')",
-        )
+        .run(&format!(
+            "INSERT INTO feed_writers (slot, id, opened_at, last, closed_at) VALUES
+               ({slot}, 1, now() - interval '2 hours', NULL, NULL), ({slot}, 2, now() - interval '2 hours', NULL, NULL),
+               ({slot}, 3, now(), NULL, NULL), ({slot}, 4, now() - interval '9 days', 0, now() - interval '3 days'),
+               ({slot}, 5, now() - interval '9 days', 0, now() - interval '1 day')"
+        ))
         .await;
     let [one, late] = [(); 2].map(|()| sessiond_core::clock::new_uuid().to_string());
-    hold(database, 1, &one).await.batch_execute("COMMIT").await.expect("commits");
+    hold(database, slot, 1, &one).await.batch_execute("COMMIT").await.expect("commits");
     assert_eq!(watch.ended_session().await, one);
-    let held = hold(database, 2, &late).await;
+    let held = hold(database, slot, 2, &late).await;
     assert_eq!(sweep(&service).await, 1, "the fourth");
     let state = "SELECT format('%s %s', id, coalesce(last::text, 'open')) FROM feed_writers WHERE id < 10 ORDER BY id";
     assert_eq!(database.lines(state).await, ["1 1", "2 open", "3 open", "5 0"]);
@@ -124,9 +124,10 @@ async fn an_idle_writer_is_closed_and_one_in_use_is_not() {
 #[tokio::test]
 async fn a_revocation_without_a_writer_is_refused() {
     let service = Service::start().await;
+    let slot = service.slot_of("ada").await;
     let insert = format!(
-        "INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor)
-         VALUES ('{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), 'ada', now(), 4)"
+        "INSERT INTO revocations (slot, project_id, id, at, reason, session_id, user_id, access_expires_at, actor)
+         VALUES ({slot}, '{PROJECT}', gen_random_uuid(), now(), 4, gen_random_uuid(), 'ada', now(), 4)"
     );
     let refused = service.database.run_if_it_can(&insert).await.expect_err("refused");
     assert!(format!("{refused:?}").contains("NotNullViolation"), "{refused:?}");
@@ -136,12 +137,12 @@ async fn a_revocation_without_a_writer_is_refused() {
 #[tokio::test]
 async fn revocations_from_before_there_were_writers_are_read_at_the_start() {
     let service = Service::start().await;
-    let session = sessiond_core::clock::new_uuid();
+    let (session, slot) = (sessiond_core::clock::new_uuid(), service.slot_of("ada").await);
     service
         .database
         .run(&format!(
-            "INSERT INTO revocations (project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
-             SELECT '{PROJECT}', gen_random_uuid(), now(), 4, CASE WHEN i = 1 THEN '{session}' ELSE gen_random_uuid() END, 'ada',
+            "INSERT INTO revocations (slot, project_id, id, at, reason, session_id, user_id, access_expires_at, actor, writer, seq)
+             SELECT {slot}, '{PROJECT}', gen_random_uuid(), now(), 4, CASE WHEN i = 1 THEN '{session}' ELSE gen_random_uuid() END, 'ada',
                now() + interval '10 minutes', 4, 0, 0 FROM generate_series(1, 3) AS i"
         ))
         .await;

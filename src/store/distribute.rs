@@ -6,6 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use diesel_async::AsyncPgConnection;
+use diesel_async::RunQueryDsl as _;
+use diesel_async::SimpleAsyncConnection as _;
 use tokio_postgres::Client;
 use tokio_postgres::SimpleQueryMessage;
 
@@ -55,20 +58,36 @@ pub(super) enum Layout {
     Divided,
 }
 
-/// An expression for how Citus manages our tables: name, method, replication, colocation and column of each, separated by
-/// commas. Empty if it manages none. The tables are the ones that the connection would use, by its search path.
+/// An expression for how Citus manages those of our tables that exist: name, method, replication, colocation and column of each,
+/// separated by commas, with `-` for a table that it does not manage. Empty if it manages none. The tables are the ones that the
+/// connection would use, by its search path.
 pub(super) fn layout_facts() -> String {
     let ours = super::engine::TABLES.map(|table| format!("'{table}'")).join(", ");
     format!(
-        "coalesce((SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.name, p.partmethod, p.repmodel, p.colocationid, \
-         coalesce(a.attname, '-')), ',' ORDER BY t.name) FROM unnest(ARRAY[{ours}]) AS t (name) \
-         JOIN pg_catalog.pg_dist_partition AS p ON p.logicalrelid = pg_catalog.to_regclass(t.name) \
+        "coalesce((SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', t.name, coalesce(p.partmethod::text, '-'), \
+         coalesce(p.repmodel::text, '-'), coalesce(p.colocationid::text, '-'), coalesce(a.attname, '-')), ',' ORDER BY t.name) \
+         FROM unnest(ARRAY[{ours}]) AS t (name) \
+         LEFT JOIN pg_catalog.pg_dist_partition AS p ON p.logicalrelid = pg_catalog.to_regclass(t.name) \
          LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = p.logicalrelid \
-         AND a.attnum = substring(p.partkey::text FROM ':varattno ([0-9]+)')::smallint), '')"
+         AND a.attnum = substring(p.partkey::text FROM ':varattno ([0-9]+)')::smallint \
+         WHERE pg_catalog.to_regclass(t.name) IS NOT NULL HAVING count(p.logicalrelid) > 0), '')"
     )
 }
 
-/// Whether the tables are laid out as [`Store::distribute`] does, by the answer to [`layout_facts`].
+/// How tables are managed, by name.
+type Tables<'a> = BTreeMap<&'a str, Vec<&'a str>>;
+
+fn parse(facts: &str) -> Tables<'_> {
+    let tables = facts.split(',').filter_map(|table| table.split_once(' '));
+    tables.map(|(name, layout)| (name, layout.split(' ').collect())).collect()
+}
+
+fn is_managed(layout: &[&str]) -> bool {
+    matches!(layout, [method, ..] if *method != "-")
+}
+
+/// Whether the tables are laid out as [`Store::distribute`] does, by the answer to [`layout_facts`]. A table that does not exist
+/// yet is one of a later release, which has not migrated.
 ///
 /// # Errors
 ///
@@ -77,23 +96,94 @@ pub(super) fn layout_of(facts: &str) -> Result<Layout, UnsupportedEngine> {
     if facts.is_empty() {
         return Ok(Layout::Single);
     }
-    let tables: BTreeMap<&str, Vec<&str>> = facts
-        .split(',')
-        .filter_map(|table| table.split_once(' '))
-        .map(|(name, layout)| (name, layout.split(' ').collect()))
-        .collect();
-    let other_layout =
-        || UnsupportedEngine::Distributed { tables: tables.keys().copied().collect::<Vec<_>>().join(", ") };
-    let find = |name: &str| tables.get(name).map(Vec::as_slice);
-    let Some([_, _, group, _]) = find(DISTRIBUTED[0]) else { return Err(other_layout()) };
-    // One copy of each shard, all shards of a slot on one node.
-    let is_distributed = |name: &&str| find(name).is_some_and(|layout| layout == ["h", "s", *group, "slot"]);
-    let is_reference = |name: &&str| matches!(find(name), Some(["n", "t", _, _]));
-    let is_whole = tables.len() == DISTRIBUTED.len() + REFERENCE.len();
-    match is_whole && DISTRIBUTED.iter().all(is_distributed) && REFERENCE.iter().all(is_reference) {
-        true => Ok(Layout::Divided),
-        false => Err(other_layout()),
+    let tables = parse(facts);
+    let group = tables.get(DISTRIBUTED[0]).and_then(|layout| layout.get(2)).copied().unwrap_or_default();
+    let is_in_place = |(name, layout): (&&str, &Vec<&str>)| match layout.as_slice() {
+        // One copy of each shard, all shards of a slot on one node.
+        ["h", "s", group_of_it, "slot"] => DISTRIBUTED.contains(name) && *group_of_it == group,
+        ["n", "t", _, _] => REFERENCE.contains(name),
+        layout => !is_managed(layout) && !DISTRIBUTED.contains(name) && !REFERENCE.contains(name),
+    };
+    if tables.contains_key(DISTRIBUTED[0]) && tables.iter().all(is_in_place) {
+        return Ok(Layout::Divided);
     }
+    let managed = tables.iter().filter(|(_, layout)| is_managed(layout)).map(|(name, _)| *name);
+    Err(UnsupportedEngine::Distributed { tables: managed.collect::<Vec<_>>().join(", ") })
+}
+
+/// A setting for the transaction of a migration: all of it goes over one connection to each node, as foreign keys to tables on
+/// every node require.
+pub(super) const ONE_CONNECTION: &str = "SET LOCAL citus.multi_shard_modify_mode = 'sequential'";
+
+/// Gives the tables and the function that a migration has created their place, in its transaction.
+///
+/// # Errors
+///
+/// Fails if a statement does.
+pub(super) async fn place_new(connection: &mut AsyncPgConnection) -> Result<(), diesel::result::Error> {
+    let facts = diesel::dsl::sql::<diesel::sql_types::Text>(&layout_facts());
+    let facts: Vec<String> = diesel::select(facts).load(connection).await?;
+    let is_local = diesel::dsl::sql::<diesel::sql_types::Bool>(&format!(
+        "pg_catalog.to_regprocedure('{FUNCTION}') IS NOT NULL AND NOT {}",
+        is_function_distributed()
+    ));
+    let is_local: Vec<bool> = diesel::select(is_local).load(connection).await?;
+    let mut statements = missing(&parse(&facts.concat()));
+    if is_local == [true] {
+        statements.extend(function_statements());
+    }
+    for statement in statements {
+        connection.batch_execute(&statement).await?;
+    }
+    Ok(())
+}
+
+/// The statements that give tables their place that have none.
+fn missing(tables: &Tables<'_>) -> Vec<String> {
+    let is_missing = |name: &&&str| tables.get(**name).is_some_and(|layout| !is_managed(layout));
+    let reference = REFERENCE.iter().filter(is_missing).map(|table| reference_statement(table));
+    let distributed = DISTRIBUTED
+        .iter()
+        .filter(is_missing)
+        .flat_map(|table| [distributed_statement(table, DISTRIBUTED[0]), check_statement(table)]);
+    reference.chain(distributed).collect()
+}
+
+fn reference_statement(table: &str) -> String {
+    format!("SELECT create_reference_table('{table}')")
+}
+
+fn distributed_statement(table: &str, with: &str) -> String {
+    format!("SELECT create_distributed_table('{table}', 'slot', colocate_with => '{with}')")
+}
+
+/// A server that does not know the slots cannot write.
+fn check_statement(table: &str) -> String {
+    format!("ALTER TABLE {table} ADD CONSTRAINT {table}_divided_check CHECK (slot > 0)")
+}
+
+fn function_statements() -> [String; 2] {
+    [
+        // On a node, the search path of the client is unknown.
+        format!(
+            "DO $$ BEGIN EXECUTE pg_catalog.format('ALTER FUNCTION {FUNCTION} SET search_path = %I, pg_temp', \
+             pg_catalog.current_schema()); END $$"
+        ),
+        format!(
+            "SELECT create_distributed_function('{FUNCTION}'::regprocedure, 'p_slot', colocate_with => '{}')",
+            DISTRIBUTED[0]
+        ),
+    ]
+}
+
+/// A condition: the function runs on the node of its slot.
+fn is_function_distributed() -> String {
+    format!(
+        "EXISTS (SELECT FROM pg_catalog.pg_dist_object WHERE classid = 'pg_proc'::regclass \
+           AND objid = pg_catalog.to_regprocedure('{FUNCTION}') AND distribution_argument_index = 10 \
+           AND colocationid = (SELECT colocationid FROM pg_catalog.pg_dist_partition \
+             WHERE logicalrelid = pg_catalog.to_regclass('slots')))"
+    )
 }
 
 /// Checks what a divided database needs beyond the layout of its tables.
@@ -104,10 +194,8 @@ pub(super) fn layout_of(facts: &str) -> Result<Layout, UnsupportedEngine> {
 pub(super) async fn check_divided(client: &Client) -> Result<Result<(), UnsupportedEngine>, tokio_postgres::Error> {
     let facts = format!(
         "SELECT pg_catalog.citus_is_coordinator(), (SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'citus'), \
-         EXISTS (SELECT FROM pg_catalog.pg_dist_object WHERE classid = 'pg_proc'::regclass \
-           AND objid = pg_catalog.to_regprocedure('{FUNCTION}') AND distribution_argument_index = 10 \
-           AND colocationid = (SELECT colocationid FROM pg_catalog.pg_dist_partition \
-             WHERE logicalrelid = pg_catalog.to_regclass('slots')))"
+         pg_catalog.to_regprocedure('{FUNCTION}') IS NULL OR {}",
+        is_function_distributed()
     );
     let row = row(client, &facts).await?;
     let [is_coordinator, version, is_function] = [0, 1, 2].map(|at| row.get(at).cloned().flatten().unwrap_or_default());
@@ -179,8 +267,7 @@ impl Store {
 fn statements() -> Vec<String> {
     let mut all = vec![
         BEGIN.to_owned(),
-        // All of it over one connection to each node.
-        "SET LOCAL citus.multi_shard_modify_mode = 'sequential'".to_owned(),
+        ONE_CONNECTION.to_owned(),
         format!("SET LOCAL citus.shard_count = {SLOTS}"),
         "SET LOCAL citus.shard_replication_factor = 1".to_owned(),
         "SET LOCAL lock_timeout = 0".to_owned(),
@@ -191,24 +278,13 @@ fn statements() -> Vec<String> {
         // About projects and keys, which may be in any slot.
         "UPDATE audit_events SET slot = 1".to_owned(),
     ];
-    all.extend(REFERENCE.map(|table| format!("SELECT create_reference_table('{table}')")));
+    all.extend(REFERENCE.map(reference_statement));
     for (at, table) in DISTRIBUTED.iter().enumerate() {
-        let with = if at == 0 { "none" } else { DISTRIBUTED[0] };
-        all.push(format!("SELECT create_distributed_table('{table}', 'slot', colocate_with => '{with}')"));
+        all.push(distributed_statement(table, if at == 0 { "none" } else { DISTRIBUTED[0] }));
     }
     all.push(format!("INSERT INTO slots SELECT pg_catalog.generate_series(1, {SLOTS})"));
-    // A server that does not know the slots cannot write.
-    let check = |table: &&str| format!("ALTER TABLE {table} ADD CONSTRAINT {table}_divided_check CHECK (slot > 0)");
-    all.extend(DISTRIBUTED.iter().map(check));
-    // On a node, the search path of the client is unknown.
-    all.push(format!(
-        "DO $$ BEGIN EXECUTE pg_catalog.format('ALTER FUNCTION {FUNCTION} SET search_path = %I, pg_temp', \
-         pg_catalog.current_schema()); END $$"
-    ));
-    all.push(format!(
-        "SELECT create_distributed_function('{FUNCTION}'::regprocedure, 'p_slot', colocate_with => '{}')",
-        DISTRIBUTED[0]
-    ));
+    all.extend(DISTRIBUTED.map(check_statement));
+    all.extend(function_statements());
     all.push("COMMIT".to_owned());
     all
 }
@@ -218,14 +294,15 @@ mod tests {
     use super::*;
 
     fn facts(of: impl Fn(&str) -> String) -> String {
-        let all = DISTRIBUTED.iter().chain(&REFERENCE);
+        let all = super::super::engine::TABLES.iter();
         all.map(|table| of(table)).filter(|facts| !facts.is_empty()).collect::<Vec<_>>().join(",")
     }
 
     fn as_distributed(table: &str) -> String {
-        match DISTRIBUTED.contains(&table) {
-            true => format!("{table} h s 7 slot"),
-            false => format!("{table} n t 3 -"),
+        match (DISTRIBUTED.contains(&table), REFERENCE.contains(&table)) {
+            (true, _) => format!("{table} h s 7 slot"),
+            (_, true) => format!("{table} n t 3 -"),
+            _ => format!("{table} - - - -"),
         }
     }
 
@@ -238,17 +315,42 @@ mod tests {
             ("sessions", "sessions h s 8 slot"),
             ("sessions", "sessions h c 7 slot"),
             ("revocations", "revocations n t 3 -"),
-            ("revocations", ""),
+            ("revocations", "revocations - - - -"),
             ("slots", ""),
+            ("slots", "slots - - - -"),
             ("projects", "projects n s 0 -"),
-            ("projects", ""),
+            ("projects", "projects - - - -"),
             ("feed_histories", "feed_histories h s 7 id"),
+            // Steps of the sweep belong to the coordinator.
+            ("sweeps", "sweeps n t 3 -"),
         ] {
             let facts = facts(|name| if name == table { other.to_owned() } else { as_distributed(name) });
             assert!(matches!(layout_of(&facts), Err(UnsupportedEngine::Distributed { .. })), "{other}");
         }
-        let with_local = format!("{},sweeps n t 3 -", facts(as_distributed));
-        assert!(layout_of(&with_local).is_err(), "steps of the sweep belong to the coordinator");
+    }
+
+    /// A release that adds tables connects before it has migrated, and gives them their place in that migration.
+    #[test]
+    fn a_table_that_a_migration_adds_gets_its_place() {
+        let before = facts(|name| match name {
+            "audit_events" | "server_keys" | "feed_beacons" => String::new(),
+            _ => as_distributed(name),
+        });
+        assert_eq!(layout_of(&before), Ok(Layout::Divided));
+        assert!(missing(&parse(&before)).is_empty());
+        let created = facts(|name| match name {
+            "audit_events" | "server_keys" => format!("{name} - - - -"),
+            _ => as_distributed(name),
+        });
+        assert!(layout_of(&created).is_err(), "no server may use it as it is");
+        assert_eq!(
+            missing(&parse(&created)),
+            [
+                "SELECT create_reference_table('server_keys')",
+                "SELECT create_distributed_table('audit_events', 'slot', colocate_with => 'slots')",
+                "ALTER TABLE audit_events ADD CONSTRAINT audit_events_divided_check CHECK (slot > 0)",
+            ]
+        );
     }
 
     #[test]

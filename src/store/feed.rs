@@ -458,9 +458,11 @@ statement! {
 }
 
 statement! {
-    /// What the coordinator of a divided database has: the time, and the history.
+    /// What the coordinator of a divided database has: the time, and the history. A copy of the database has another one.
     FeedHead -> HeadRow =
-    "SELECT clock_timestamp() AS at, (SELECT id FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history"
+    "SELECT clock_timestamp() AS at, (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
+         (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
+         FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history"
 }
 
 // The next three read each slot at the node that has it. Only functions in the list of columns run there: one in FROM, and one

@@ -26,6 +26,8 @@ use tokio_postgres::error::SqlState;
 use super::Error;
 use super::Store;
 use super::connect::Opened;
+use super::distribute::ONE_CONNECTION;
+use super::distribute::place_new;
 use super::refused::CannotConnect;
 use super::wire::BEGIN;
 use super::wire::WireState;
@@ -244,6 +246,10 @@ impl Store {
             let failed = |error: diesel::result::Error| MigrateError::Failed(error.into());
             AnsiTransactionManager::begin_transaction(&mut connection).await.map_err(failed)?;
             connection.batch_execute(STEP_SETTINGS).await.map_err(failed)?;
+            let is_divided = self.target.slots().is_divided();
+            if is_divided {
+                connection.batch_execute(ONE_CONNECTION).await.map_err(failed)?;
+            }
             let process = diesel::dsl::sql::<diesel::sql_types::Integer>("pg_backend_pid()");
             let process: Vec<i32> =
                 diesel_async::RunQueryDsl::load(diesel::select(process), &mut connection).await.map_err(failed)?;
@@ -253,8 +259,14 @@ impl Store {
             // Runs concurrently with the step, which blocks this task.
             let watching = tokio::spawn(async move { watcher.watch_blockers(process, &seen).await });
             let mut harness = AsyncMigrationHarness::new(connection);
-            let outcome = step(&mut harness);
+            let mut outcome = step(&mut harness);
             connection = harness.into_inner();
+            if is_divided && matches!(outcome, Ok(Step::Taken(_))) {
+                outcome = match place_new(&mut connection).await {
+                    Ok(()) => outcome,
+                    Err(error) => Err(error.into()),
+                };
+            }
             watching.abort();
             match outcome {
                 Ok(Step::Taken(name)) => {

@@ -26,6 +26,13 @@ use super::divided::{self, Divided};
 
 const TEMPLATE: &str = "template_sessiond";
 
+/// Citus refuses triggers on divided tables otherwise; one Postgres ignores it.
+pub const TRIGGERS_ON_NODES: &str = "SET citus.enable_unsafe_triggers = on";
+
+/// The tables that are divided by slot.
+const DIVIDED: [&str; 7] =
+    ["users", "sessions", "session_requests", "revocations", "audit_events", "backchannel_deliveries", "feed_writers"];
+
 #[derive(QueryableByName)]
 struct Line {
     #[diesel(sql_type = Text)]
@@ -81,9 +88,10 @@ impl Database {
     pub async fn refuse(&self, statements: &str, code: &str, message: &str) {
         let message = message.replace('\'', "''");
         self.run(&format!(
-            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            "{TRIGGERS_ON_NODES};
+             CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                 RAISE EXCEPTION USING MESSAGE = TG_ARGV[0], ERRCODE = TG_ARGV[1]; END $$;
-             CREATE OR REPLACE TRIGGER refuse BEFORE {statements} EXECUTE FUNCTION refuse('{message}', '{code}')"
+             CREATE OR REPLACE TRIGGER refuse BEFORE {statements} FOR EACH ROW EXECUTE FUNCTION refuse('{message}', '{code}')"
         ))
         .await;
     }
@@ -121,6 +129,46 @@ impl Database {
         let query = format!("SELECT line::text AS line FROM ({query}) AS q (line)");
         let rows: Vec<Line> = sql_query(query).load(&mut self.connect().await).await.expect("reads");
         rows.into_iter().map(|row| row.line).collect()
+    }
+
+    /// How many statements wait for a lock, on whichever node.
+    pub async fn lock_waits(&self) -> usize {
+        self.sum_over_nodes("1").await
+    }
+
+    /// Calls a function such as `pg_cancel_backend` with each process that waits for a lock, on whichever node. Returns how many
+    /// there were.
+    pub async fn end_lock_waits(&self, function: &str) -> usize {
+        self.sum_over_nodes(&format!("{function}(pid)")).await
+    }
+
+    /// Counts what an expression says of each process that waits for a lock, over all nodes.
+    async fn sum_over_nodes(&self, of_process: &str) -> usize {
+        let count = format!(
+            "SELECT count({of_process}) FROM pg_stat_activity
+             WHERE datname = current_database() AND wait_event_type = 'Lock' AND pid <> pg_backend_pid()"
+        );
+        let has_nodes = !self.lines("SELECT 1 FROM pg_extension WHERE extname = 'citus'").await.is_empty();
+        let of_nodes = format!("SELECT result FROM run_command_on_all_nodes($${count}$$)");
+        let counts = self.lines(if has_nodes { &of_nodes } else { &count }).await;
+        counts.iter().map(|count| count.parse::<usize>().expect("a number")).sum()
+    }
+
+    /// The slots, in order.
+    pub async fn slots(&self) -> Vec<i16> {
+        let slots = self.lines("SELECT slot FROM slots ORDER BY slot").await;
+        slots.iter().map(|slot| slot.parse().expect("a number")).collect()
+    }
+
+    /// Begins a transaction that locks the rows of a table that meet the condition, until it ends. Slot by slot: a divided
+    /// database locks rows of one slot in a statement.
+    pub async fn hold(&self, table: &str, condition: &str) -> AsyncPgConnection {
+        let slots = self.slots().await;
+        let lock = |slot: i16| format!("SELECT FROM {table} WHERE slot = {slot} AND {condition} FOR UPDATE;");
+        let locks: String = slots.into_iter().map(lock).collect();
+        let mut holder = self.connect().await;
+        holder.batch_execute(&format!("BEGIN; {locks}")).await.expect("holds the rows");
+        holder
     }
 
     pub async fn connect(&self) -> AsyncPgConnection {
@@ -202,5 +250,9 @@ async fn prepare(cluster: &Cluster) {
     // The statements then name the slots of a divided database, all of them on one server.
     if let Ok(slots) = std::env::var("SESSIOND_TEST_SLOTS") {
         template.run(&format!("DELETE FROM slots; INSERT INTO slots SELECT generate_series(1, {slots})")).await;
+        // As a divided database does: it refuses a row whose slot was forgotten.
+        for table in DIVIDED {
+            template.run(&format!("ALTER TABLE {table} ADD CONSTRAINT {table}_divided_check CHECK (slot > 0)")).await;
+        }
     }
 }

@@ -84,7 +84,7 @@ impl Divided {
         nodes.extend(workers.iter().map(|node| format!("{login}{}:{}/DATABASE{query}", node[0], node[1])));
         let cluster = Self { nodes, kept: Mutex::default() };
         // What an earlier run has left.
-        let left = "SELECT datname FROM pg_database WHERE datname ~ '^(test|empty)_([0-9]+|plans)$'";
+        let left = "SELECT datname FROM pg_database WHERE datname ~ '^(test|empty)_([0-9]+|[a-z]+)$'";
         for node in &cluster.nodes {
             for row in rows(&connect(&at(node, "postgres")).await, left).await {
                 drop_database(node, &row[0]).await;

@@ -1,6 +1,6 @@
 //! A stream of revocations, on every protocol.
 
-use std::{pin::Pin, time::Duration};
+use std::pin::Pin;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream::unfold};
@@ -16,7 +16,7 @@ use sessiond::pb::{
 use tonic::{client::Grpc, codegen::http::uri::PathAndQuery, metadata::MetadataMap};
 
 use super::{
-    Refused, Service, Wire, eventually,
+    Refused, Service, Wire, eventually, patience,
     wire::{Wires, refused, refused_json},
 };
 
@@ -32,12 +32,10 @@ pub struct Watch {
 }
 
 /// The bound of every wait.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 impl Watch {
     /// The next message of any kind; `None` at the end.
     pub async fn next(&mut self) -> Option<Result<WatchRevocationsResponse, Refused>> {
-        let next = tokio::time::timeout(PATIENCE, self.messages.next()).await.expect("something comes");
+        let next = tokio::time::timeout(patience(), self.messages.next()).await.expect("something comes");
         if let Some(Ok(WatchRevocationsResponse { cursor: Some(cursor), .. })) = &next {
             self.cursor.clone_from(cursor);
         }
@@ -50,7 +48,8 @@ impl Watch {
 
     /// The whole initial snapshot, and its reason.
     pub async fn snapshot(&mut self) -> (SnapshotReason, Vec<Revocation>) {
-        let Event::SnapshotBegin(begin) = self.event().await else { panic!("a snapshot comes first") };
+        let first = self.event().await;
+        let Event::SnapshotBegin(begin) = first else { panic!("{first:?} before a snapshot") };
         let mut all = vec![];
         loop {
             match self.event().await {

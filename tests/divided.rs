@@ -1,0 +1,78 @@
+//! What only a divided database has, on the cluster of `SESSIOND_TEST_DATABASE_URL`; without one, nothing is tested.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use sessiond::{store::Store, telemetry::Metrics};
+
+use crate::harness::{Service, Wire, bearer, database::Database, eventually, options};
+
+/// Reverts the newest migrations by hand, as far as this version: `sessiond` itself only reverts all of them.
+async fn revert(database: &Database, first: &str) {
+    let all = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations")).expect("reads");
+    let mut all: Vec<_> = all.map(|folder| folder.expect("reads").path()).collect();
+    all.sort();
+    for folder in all.iter().rev() {
+        let name = folder.file_name().expect("named").to_string_lossy().into_owned();
+        let version = name.split('_').next().expect("never empty").replace('-', "");
+        if version.as_str() < first {
+            break;
+        }
+        let down = fs::read_to_string(folder.join("down.sql")).expect("reads");
+        for statement in down.split_inclusive(";\n") {
+            database.run(statement).await;
+        }
+        database.run(&format!("DELETE FROM __diesel_schema_migrations WHERE version = '{version}'")).await;
+    }
+}
+
+/// What a migration of a later release may do. As one statement: Citus sends the whole text of some to its nodes.
+const LATER: &str = "DO $$ BEGIN
+    SET LOCAL citus.multi_shard_modify_mode = 'sequential';
+    ALTER TABLE sessions ADD COLUMN later bigint NOT NULL DEFAULT 0;
+    ALTER TABLE projects ADD COLUMN later bigint;
+    UPDATE projects SET later = 1;
+    ALTER TABLE projects ADD CONSTRAINT projects_later_check CHECK (later > 0);
+    UPDATE sessions SET later = projects.later FROM projects WHERE projects.id = sessions.project_id;
+    ALTER TABLE sessions ADD CONSTRAINT sessions_later_check CHECK (later > 0) NOT VALID;
+    ALTER TABLE sessions VALIDATE CONSTRAINT sessions_later_check;
+    ALTER TABLE sessions ALTER COLUMN later SET DEFAULT 1;
+    CREATE INDEX sessions_later_idx ON sessions (slot, later);
+    END $$";
+
+/// Migrations change tables on every node, and give what they create its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_divided_database_is_upgraded() {
+    let Some(database) = Database::create_on_cluster("upgraded").await else { return };
+    let mut service = Service::start_on(database).await;
+    let mut phones = vec![];
+    for user in 0..40 {
+        phones.push(service.sign_in(&format!("user-{user}"), "phone").await);
+    }
+    let sessions: Vec<String> = phones.iter().map(|phone| phone.session.clone()).collect();
+    let tokens: Vec<String> = phones.into_iter().map(|phone| phone.access_token).collect();
+    service.stop();
+
+    // A function, and a table at the coordinator alone.
+    revert(&service.database, "20261127000029").await;
+    let store = Store::new(&options(&service.database.url), Metrics::default()).expect("a good URL");
+    let pending = store.pending_migrations().await.expect("answers");
+    assert!(pending.len() >= 2, "{pending:?}");
+    assert_eq!(store.migrate().await.expect("migrates").len(), pending.len());
+    assert!(store.migrate().await.expect("nothing to do").is_empty());
+    service.database.run(LATER).await;
+    for table in ["sessions", "projects"] {
+        let columns = format!(
+            "SELECT DISTINCT result FROM run_command_on_placements('{table}', $$SELECT count(*) FROM pg_attribute
+             WHERE attrelid = '%s'::regclass AND attname = 'later' AND NOT attisdropped$$)"
+        );
+        assert_eq!(service.database.lines(&columns).await, ["1"], "{table}");
+    }
+    let replica = service.replica().await;
+    let slots: BTreeSet<_> = service.database.lines("SELECT slot FROM sessions").await.into_iter().collect();
+    assert!(slots.len() > 10, "{slots:?}");
+    for (session, token) in sessions.iter().zip(&tokens) {
+        replica.revoke_current(Wire::Grpc, bearer(token)).await.expect("signs out");
+        assert!(!replica.is_live(session).await);
+    }
+    eventually("the feed has all of them", async || replica.app.feed().size().0 >= sessions.len()).await;
+}
