@@ -40,6 +40,13 @@ async function signedIn(t, { proxy = "nginx", init } = {}) {
     return { entrance, origin, context, page, user, put };
 }
 
+/** All responses since have the same new refresh token. On a machine that takes longer than a token lives, there is another expiry. */
+function isOneRotation(entrance, began, proxy) {
+    const ms = performance.now() - began;
+    const { size } = entrance.set(REFRESH);
+    assert.ok(size >= 1 && size <= 1 + Math.floor(ms / TTL_MS), `${proxy}: ${size} rotations in ${Math.round(ms)} ms`);
+}
+
 const next = async (page, user) => {
     await page.getByText("Next page").click();
     await page.waitForURL(/\/next$/);
@@ -113,31 +120,36 @@ describe("behind proxies", { concurrency: 4 }, () => {
             entrance.fate = (_, answer) => answer.headers["set-cookie"] && (lost += 1) <= 3 && "lose";
             await expiry();
             const url = page.url();
-            const load = () => page.goto(url).then(() => true, () => false);
-            await eventually("the page loads", load);
+            const began = performance.now();
+            await eventually("the page loads", () => page.goto(url).then(() => true, () => false));
             await greets(page, user);
             assert.ok(lost > 1, proxy);
-            assert.equal(entrance.set(REFRESH).size, 1, `${proxy}: one rotation`);
+            isOneRotation(entrance, began, proxy);
             assert.ok(entrance.set(REFRESH).has((await jar(context))[REFRESH].value));
         }
     });
 
-    test("the network is cut in the middle of a refresh, and sessiond's answers are not lost on the session", async (t) => {
-        const { entrance, context, page, user } = await signedIn(t);
-        const url = page.url();
-        await expiry();
-        let arrived;
-        entrance.fate = () => new Promise((go) => (arrived = go));
-        const load = page.goto(url).catch(() => {});
-        await eventually("the refresh", () => arrived);
-        await context.setOffline(true);
-        await load;
-        arrived();
-        entrance.fate = null;
-        await page.goto(url).catch(() => {});
-        await context.setOffline(false);
-        await page.goto(url);
-        await greets(page, user);
+    test("the network is cut in the middle of a refresh: the page loads signed in when it is back", async (t) => {
+        for (const proxy of PROXIES) {
+            const { entrance, page, user } = await signedIn(t, { proxy });
+            const url = page.url();
+            const load = () => page.goto(url).then(() => true, () => false);
+            await expiry();
+            entrance.seen = [];
+            const began = performance.now();
+            let arrived;
+            entrance.fate = () => new Promise((go) => (arrived = go));
+            const cut = load();
+            await eventually("the refresh", () => arrived);
+            entrance.cut();
+            assert.equal(await cut, false);
+            entrance.fate = null;
+            assert.equal(await load(), false);
+            entrance.restore();
+            await eventually("the page loads", load);
+            await greets(page, user);
+            isOneRotation(entrance, began, proxy);
+        }
     });
 
     test("a tab that was frozen for long: its next click loads signed in", async (t) => {
@@ -230,21 +242,31 @@ describe("behind proxies", { concurrency: 4 }, () => {
         const paths = ["//evil.example/", "/\\evil.example/", "/%5cevil.example/", "/%2fevil.example/", "/.//evil.example/", "/%09/evil.example/", "/a%0d%0aset-cookie:x=y"];
         for (const proxy of PROXIES) {
             const context = await newContext(t, browser);
-            const page = await context.newPage();
             const origin = `http://localhost:${proxies[proxy]}`;
+            // By the response: if a refusal has no body, Chromium shows an error page of its own.
+            const landing = async (page, act) => {
+                const isLast = (response) => response.request().isNavigationRequest() && (response.status() < 300 || response.status() >= 400);
+                const [response] = await Promise.all([page.waitForResponse(isLast), act().catch(() => {})]);
+                assert.equal(new URL(response.url()).origin, origin, `${proxy}: ${response.url()}`);
+                return response.status();
+            };
+            /** The status of a page, and of what a sign-in leads to if that is the login page. */
+            const visit = async (url) => {
+                const page = await context.newPage();
+                const statuses = [await landing(page, () => page.goto(url))];
+                if (statuses[0] === 200) {
+                    await page.getByLabel("user").fill(newUser());
+                    statuses.push(await landing(page, () => page.getByRole("button", { name: "Sign in" }).click()));
+                }
+                await page.close();
+                await context.clearCookies();
+                return statuses.join();
+            };
             for (const path of paths) {
                 // Some a proxy refuses by itself.
-                const answer = await page.goto(origin + path);
-                if (answer.status() === 200) {
-                    await signIn(page, newUser());
-                    assert.equal(new URL(page.url()).origin, origin, `${proxy} ${path}`);
-                    await context.clearCookies();
-                } else assert.equal(answer.status(), 400, `${proxy} ${path}`);
+                assert.match(await visit(origin + path), /^(400|200,200)$/, `${proxy} ${path}`);
                 // As a link of somebody else's.
-                await page.goto(`${origin}/login?return_to=${encodeURIComponent(path)}`);
-                await signIn(page, newUser());
-                assert.equal(new URL(page.url()).origin, origin, `${proxy} ${path}`);
-                await context.clearCookies();
+                assert.match(await visit(`${origin}/login?return_to=${encodeURIComponent(path)}`), /^200,(200|400)$/, `${proxy} ${path}`);
             }
         }
     });

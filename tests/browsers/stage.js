@@ -157,6 +157,7 @@ export async function startProxy(kind, project, app) {
 export class Entrance {
     seen = [];
     fate = null;
+    #isCut = false;
 
     /** Over HTTPS if there is a certificate. */
     static async open(route, { tls = false, port = 0 } = {}) {
@@ -164,6 +165,7 @@ export class Entrance {
         const pass = (request, response) => entrance.#pass(route, request, response);
         entrance.server = tls ? https.createServer({ maxHeaderSize: HEADERS_BYTES_MAX, key: readFileSync(env.TLS_KEY), cert: readFileSync(env.TLS_CERTIFICATE) }, pass) : http.createServer({ maxHeaderSize: HEADERS_BYTES_MAX }, pass);
         entrance.server.on("upgrade", (request, socket) => entrance.#upgrade(route, request, socket));
+        entrance.server.on("connection", (socket) => entrance.#isCut && socket.destroy());
         entrance.server.listen(port, "127.0.0.1");
         await once(entrance.server, "listening");
         entrance.port = entrance.server.address().port;
@@ -172,6 +174,16 @@ export class Entrance {
             entrance.server.closeAllConnections();
         });
         return entrance;
+    }
+
+    /** Cuts the network: every connection breaks, and each new one, until `restore`. */
+    cut() {
+        this.#isCut = true;
+        this.server.closeAllConnections();
+    }
+
+    restore() {
+        this.#isCut = false;
     }
 
     #note(request, answer, body = "") {
