@@ -164,8 +164,11 @@ async fn a_pass_in_the_future_does_not_delay_the_sweep() {
     let right = service.replica_wrong_by(0).await;
     sweeper(&right).run_once().await.expect("sweeps");
     service.database.run("UPDATE sweeps SET completed_at = now() + interval '130 days'").await;
-    let step = sweeper(&right).step(Task::Users, 1_000, Start::WhenDue).await.expect("steps");
-    assert!(matches!(step, SweepStep::Last(_)), "{step:?}");
+    for slot in (0..service.database.slots().await.len()).rev() {
+        let step = sweeper(&right).step(Task::Users, 1_000, Start::WhenDue).await.expect("steps");
+        let is_last = matches!(step, SweepStep::Last(_));
+        assert!(is_last == (slot == 0) && (is_last || matches!(step, SweepStep::Taken(_))), "{step:?}");
+    }
     let step = sweeper(&right).step(Task::Users, 1_000, Start::WhenDue).await.expect("steps");
     assert_eq!(step, SweepStep::Resting);
 }

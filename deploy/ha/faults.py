@@ -325,53 +325,73 @@ FAULTS = {
 }
 
 
-def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("faults", nargs="*", metavar="FAULT", help=f"of: {', '.join(FAULTS)} (default: all)")
+def parse(arguments, faults):
+    """Parses the command line, with the arguments that every fault run has."""
+    arguments.add_argument("faults", nargs="*", metavar="FAULT", help=f"of: {', '.join(faults)} (default: all)")
     arguments.add_argument("--sessiond", required=True, help="the binary to run")
     arguments.add_argument("--guarded", required=True, help="the service behind the guard: the example of sessiond-guard")
-    arguments.add_argument("--short", action="store_true", help="only kill and switchover; the pauses may be twice as long")
     arguments.add_argument("--json", action="store_true", help="print the table as JSON")
-    arguments = arguments.parse_args()
-    unknown = set(arguments.faults) - set(FAULTS)
+    parsed = arguments.parse_args()
+    unknown = set(parsed.faults) - set(faults)
     if unknown:
         sys.exit(f"faults.py: unknown: {', '.join(sorted(unknown))}")
-    faults = arguments.faults or (["kill", "switchover"] if arguments.short else list(FAULTS))
-    sessiond, guarded = (str(Path(path).resolve()) for path in (arguments.sessiond, arguments.guarded))
-    stop_on_signals()
-    home, guard, port = home_directory(), None, free_port()
-    with open(home / "log", "w+", encoding="utf-8") as log:
-        cluster = Cluster(sessiond, home, log)
-        try:
-            begun = time.monotonic()
-            cluster.start()
-            say(f"the cluster runs after {time.monotonic() - begun:.0f} s")
-            env = {
-                "SESSIOND_URL": ",".join(replica.url() for replica in cluster.replicas),
-                "SESSIOND_ISSUER": ISSUER,
-                "SESSIOND_PROJECT_ID": PROJECT,
-                "SESSIOND_VERIFIER_KEY": cluster.key,
-                "LISTEN": f"127.0.0.1:{port}",
-            }
-            guard = Process([guarded], log, env)
-            run = Run(cluster, port, 2 if arguments.short else 1)
-            cluster.wait("the guard does not start", lambda: run.guard.ask("none") == 401)
-            run.guard.connection = None
-            for fault in faults:
-                FAULTS[fault](run)
-            run.watcher.is_stopped = run.guard.is_stopped = True
-            say(f"{len(run.ledger)} sign-outs acknowledged; the reader of the feed opened {run.watcher.streams} streams and read "
-                f"{run.watcher.snapshots} snapshots; {time.monotonic() - begun:.0f} s in all")
-        finally:
-            cluster.stop()
-            if guard:
-                guard.kill_group()
-            discard(home, with_log=False)
-    print(json.dumps(run.rows, indent=2) if arguments.json else run.table(), flush=True)
+    parsed.sessiond, parsed.guarded = (str(Path(path).resolve()) for path in (parsed.sessiond, parsed.guarded))
+    return parsed
+
+
+def carry_out(run_of, cluster, guarded, faults):
+    """Starts the cluster and two followers, injects the faults, and stops everything. Returns the run."""
+    guard, port = None, free_port()
+    try:
+        begun = time.monotonic()
+        cluster.start()
+        say(f"the cluster runs after {time.monotonic() - begun:.0f} s")
+        env = {
+            "SESSIOND_URL": ",".join(replica.url() for replica in cluster.replicas),
+            "SESSIOND_ISSUER": ISSUER,
+            "SESSIOND_PROJECT_ID": PROJECT,
+            "SESSIOND_VERIFIER_KEY": cluster.key,
+            "LISTEN": f"127.0.0.1:{port}",
+        }
+        guard = Process([guarded], cluster.log, env)
+        run = run_of(cluster, port)
+        cluster.wait("the guard does not start", lambda: run.guard.ask("none") == 401)
+        run.guard.connection = None
+        for fault in faults:
+            fault(run)
+        run.watcher.is_stopped = run.guard.is_stopped = True
+        say(f"{len(run.ledger)} sign-outs acknowledged; the reader of the feed opened {run.watcher.streams} streams and read "
+            f"{run.watcher.snapshots} snapshots; {time.monotonic() - begun:.0f} s in all")
+        return run
+    finally:
+        cluster.stop()
+        if guard:
+            guard.kill_group()
+
+
+def conclude(run, as_json, home):
+    """Prints the table, and keeps the log if anything failed."""
+    print(json.dumps(run.rows, indent=2) if as_json else run.table(), flush=True)
     say(f"{len(run.rows) * CHECKS - len(run.failures)} passed, {len(run.failures)} failed")
     if run.failures:
-        sys.exit(f"faults.py: the log is {log.name}")
+        sys.exit(f"faults.py: the log is {run.cluster.log.name}")
     discard(home, with_log=True)
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--short", action="store_true", help="only kill and switchover; the pauses may be twice as long")
+    arguments = parse(arguments, FAULTS)
+    faults = arguments.faults or (["kill", "switchover"] if arguments.short else list(FAULTS))
+    stop_on_signals()
+    home = home_directory()
+    with open(home / "log", "w+", encoding="utf-8") as log:
+        try:
+            cluster, slowness = Cluster(arguments.sessiond, home, log), 2 if arguments.short else 1
+            run = carry_out(lambda *of: Run(*of, slowness), cluster, arguments.guarded, [FAULTS[fault] for fault in faults])
+        finally:
+            discard(home, with_log=False)
+    conclude(run, arguments.json, home)
 
 
 if __name__ == "__main__":

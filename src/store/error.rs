@@ -1,5 +1,6 @@
 //! Database errors. Absence is not an error: it is an `Option`.
 
+use diesel::result::DatabaseErrorInformation;
 use diesel::result::DatabaseErrorKind;
 use diesel::result::Error as DieselError;
 use tokio_postgres::error::SqlState;
@@ -61,7 +62,7 @@ impl Error {
         is_divided: bool,
     ) -> Self {
         match error {
-            DieselError::DatabaseError(kind, info) => match (kind, info.constraint_name()) {
+            DieselError::DatabaseError(kind, info) => match (kind, constraint_of(info.as_ref(), is_divided)) {
                 (
                     DatabaseErrorKind::UniqueViolation
                     | DatabaseErrorKind::ForeignKeyViolation
@@ -107,6 +108,17 @@ impl Error {
     pub const fn late(operation: &'static str) -> Self {
         Self::Unavailable { operation, source: None }
     }
+}
+
+/// The constraint that an error is about. Citus passes on an error of another node without that field: then the name is in the
+/// message, in whatever language, with the shard's number behind it.
+fn constraint_of(info: &(dyn DatabaseErrorInformation + Send + Sync), is_divided: bool) -> Option<&str> {
+    const ENDS: [&str; 4] = ["_pkey", "_key", "_fkey", "_check"];
+    let in_message = || {
+        let mut words = info.message().rsplit(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        words.find(|word| own_name(word, true) != *word && ENDS.iter().any(|end| own_name(word, true).ends_with(end)))
+    };
+    info.constraint_name().or_else(|| is_divided.then(in_message).flatten())
 }
 
 /// The name of a constraint. In a divided database, that of a shard has the shard's number behind it.
@@ -174,6 +186,27 @@ mod tests {
         };
         assert!(matches!(error(true), Error::Unavailable { .. }));
         assert!(matches!(error(false), Error::Query { .. }));
+    }
+
+    #[test]
+    fn a_constraint_of_another_node_is_found_in_the_message() {
+        let error = |message: &str, is_divided| {
+            let kind = DatabaseErrorKind::ForeignKeyViolation;
+            let error = DieselError::DatabaseError(kind, Box::new(message.to_owned()));
+            Error::from_diesel("test", error, Some(SqlState::FOREIGN_KEY_VIOLATION), false, is_divided)
+        };
+        for message in [
+            "insert or update on table \"server_keys_102011\" violates foreign key constraint \"server_keys_project_fkey_102011\"",
+            "Einfügen in Tabelle »server_keys_102011« verletzt »server_keys_project_fkey_102011«",
+        ] {
+            let found = error(message, true);
+            assert!(
+                matches!(&found, Error::Conflict { constraint, .. } if constraint == "server_keys_project_fkey"),
+                "{found:?}"
+            );
+            assert!(matches!(error(message, false), Error::Query { .. }));
+        }
+        assert!(matches!(error("value \"a_1\" in table users_102011", true), Error::Query { .. }));
     }
 
     #[test]
