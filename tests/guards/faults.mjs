@@ -256,10 +256,13 @@ if (isLong) {
             copy("backup", "sessiond");
         },
         end: async () => {
+            // Until the operator has said so, the backup knows nothing of the sign-out: no guard may see it.
+            relay.set("cut");
             await server.run();
             await server.command("restored");
             await server.stop();
             await server.run();
+            relay.set("pass");
         },
         survives: false,
     });

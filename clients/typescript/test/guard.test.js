@@ -1,7 +1,9 @@
 // The vectors of all guards (clients/vectors, with a README), decided by the guard for Node. Needs no server.
 
 import assert from "node:assert/strict";
+import { once } from "node:events";
 import { readFileSync, readdirSync } from "node:fs";
+import { createServer } from "node:http";
 import { test } from "node:test";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
@@ -15,7 +17,7 @@ import { Principal, Refusal, bearer } from "../packages/guard/dist/index.js";
 import { readKeys } from "../packages/guard/dist/jwks.js";
 import { RevokedSet } from "../packages/guard/dist/revocations.js";
 import { UNKNOWN_KEY } from "../packages/guard/dist/token.js";
-import { traceHeaders } from "../packages/guard/dist/upstream.js";
+import { Upstream, traceHeaders } from "../packages/guard/dist/upstream.js";
 
 const read = (name) => JSON.parse(readFileSync(new URL(`../../vectors/${name}`, import.meta.url), "utf8"));
 
@@ -256,4 +258,28 @@ test("the table of sessions forgets what has expired, and nothing else", () => {
     }
     set.forget(100_000);
     assert.equal(set.size, 0);
+});
+
+test("a request is repeated when the server has closed the idle connection", async () => {
+    // Closes a connection when its second request arrives.
+    const used = new WeakSet();
+    const server = createServer(({ socket }, response) => {
+        if (used.has(socket)) return void socket.destroy();
+        used.add(socket);
+        response.end("{}");
+    });
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    const upstream = new Upstream({ endpoints: [`http://127.0.0.1:${server.address().port}`], project: "demo", issuer: "http://a/projects/demo" });
+    try {
+        for (let count = 0; count < 4; count += 1) {
+            assert.equal((await upstream.send(upstream.replicas[0], "POST", "/", {}, "{}")).status, 200);
+            // The connection becomes idle.
+            await new Promise((next) => setImmediate(next));
+        }
+    } finally {
+        upstream.close();
+        server.close();
+        server.closeAllConnections();
+    }
 });

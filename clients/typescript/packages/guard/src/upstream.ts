@@ -100,17 +100,26 @@ export class Upstream {
     }
 
     /** Sends a request, and reads the whole response. */
-    send(replica: Replica, method: string, path: string, headers: Record<string, string> = {}, body = ""): Promise<Response> {
+    send(replica: Replica, method: string, path: string, headers: Record<string, string> = {}, body = "", isRepeated = false): Promise<Response> {
         return new Promise((resolve, reject) => {
+            // Whether an error leaves anything to decide.
+            let isOpen = true;
             const fail = (why: string) => {
+                isOpen = false;
                 request.destroy();
                 reject(new UnavailableError(`${replica.url}: ${why}`));
             };
             const timer = setTimeout(() => fail(`no response within ${RESPONSE_TIMEOUT_MS} ms`), RESPONSE_TIMEOUT_MS);
             const length = { "content-length": String(Buffer.byteLength(body)) };
             const request = this.request(replica, method, path, method === "GET" ? headers : { ...headers, ...length });
-            request.on("error", (error) => fail(error.message)).on("close", () => clearTimeout(timer));
+            request.on("close", () => clearTimeout(timer)).on("error", (error) => {
+                // The server closed an idle connection just when it was used again. All our requests may be repeated.
+                const isRepeatable = isOpen && request.reusedSocket && !isRepeated;
+                if (isRepeatable) resolve(this.send(replica, method, path, headers, body, true));
+                else fail(error.message);
+            });
             request.on("response", (response) => {
+                isOpen = false;
                 const parts: Buffer[] = [];
                 let bytes = 0;
                 response.on("data", (part: Buffer) => {
