@@ -254,6 +254,51 @@ async fn idle_connections_make_room_for_new_ones() {
     assert_eq!(late.send_request(request).await.expect("answers").status(), StatusCode::OK, "the idlest made room");
 }
 
+/// Whatever a client begins and does not finish makes room: a head, the first one or a later one, and a message over HTTP/1.1
+/// or HTTP/2, even if another call is begun again and again.
+#[tokio::test]
+async fn requests_that_never_arrive_make_room_for_others() {
+    let service = Service::start_with(|_, limits| {
+        limits.connections_max = 5;
+        limits.address_connections_max = Some(5);
+    })
+    .await;
+    let mut hogs = vec![];
+    for sent in [
+        "GET /healthz HTTP/1.1\r\nhost: ",
+        "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /healthz HTTP/1.1\r\nhost: ",
+        "POST /auth/sessions/current/refresh HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{",
+        "POST /auth/sessions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n9\r\n{",
+    ] {
+        let mut hog = connection(&service, "127.0.0.2").await;
+        hog.write_all(sent.as_bytes()).await.expect("sends");
+        hogs.push(hog);
+    }
+    let mut caller = http2(&service, "127.0.0.2").await;
+    let calling = tokio::spawn(async move {
+        loop {
+            let call = caller.send_request(post(CHECK, "application/grpc", endless(b"")));
+            let _ = tokio::time::timeout(Duration::from_millis(100), call).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let mut kept = vec![];
+    for n in 0..5 {
+        let asked = async {
+            let mut late = http2(&service, "127.0.0.3").await;
+            let request = Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
+            (late.send_request(request).await.expect("answers").status(), late)
+        };
+        let room = tokio::time::timeout(Duration::from_secs(2), asked).await;
+        let (status, late) = room.unwrap_or_else(|_| panic!("no room for connection {n}"));
+        assert_eq!(status, StatusCode::OK);
+        kept.push(late);
+    }
+    assert_eq!(service.metric("sessiond_connections_closed_total{reason=\"room\"}").await, 5, "each of them made room");
+    calling.abort();
+}
+
 /// Endless responses that anyone may request do not keep a connection busy: a health watch, a reflection stream, a
 /// response that the client does not read.
 #[tokio::test]
@@ -574,7 +619,7 @@ async fn waiting_for_one_session_row_blocks_nobody_else() {
     };
     let others = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(service.database.lock_waits().await, 2, "a few ask the database, the rest wait in process");
+        assert_eq!(service.database.lock_waits().await, 4, "two of each kind ask the database, the rest wait in process");
         for _ in 0..20 {
             let tablet = service.sign_in("eve", "tablet").await;
             tablet.sign_out().await.expect("signs out");

@@ -38,6 +38,24 @@ use crate::{
 
 const MAX_STALENESS: Duration = Duration::from_secs(2);
 
+/// A mistyped path must not cost a file.
+#[tokio::test]
+async fn only_an_abandoned_socket_is_replaced() {
+    let dir = crate::harness::database::fresh_dir("sidecar");
+    std::fs::create_dir_all(&dir).expect("creates");
+    let path = dir.join("guard.sock");
+    let address = SidecarAddress::parse(&format!("unix:{}", path.display())).expect("a path");
+    std::fs::write(&path, "somebody's").expect("writes");
+    SidecarListener::bind(&address).await.err().expect("is no socket");
+    assert_eq!(std::fs::read_to_string(&path).expect("is there"), "somebody's");
+    std::fs::remove_file(&path).expect("is ours");
+    let abandoned = tokio::net::UnixListener::bind(&path).expect("listens");
+    SidecarListener::bind(&address).await.err().expect("is in use");
+    drop(abandoned);
+    SidecarListener::bind(&address).await.expect("takes its place");
+    let _ = std::fs::remove_dir_all(dir);
+}
+
 /// A sidecar for some guards.
 struct Running {
     addr: SocketAddr,

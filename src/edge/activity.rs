@@ -1,9 +1,12 @@
-//! The activity of one connection: whether it has sent a request yet, how many requests are open, and since when it is idle.
+//! The activity of one connection: whether it has sent a request yet, how many requests are open, and since when the server
+//! has waited for its client.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
@@ -57,6 +60,10 @@ struct ActivityRecord {
 
 struct ActivityState {
     open: usize,
+    /// How many of the open requests were received completely.
+    received: usize,
+    /// Since when there is none of those.
+    waiting_since: Instant,
     /// Since when no request is open.
     idle_since: Instant,
     version: Option<Version>,
@@ -69,7 +76,15 @@ struct ActivityState {
 impl Activity {
     pub(super) fn new() -> Self {
         let born = Instant::now();
-        let state = ActivityState { open: 0, idle_since: born, version: None, first_byte: None, leaving: None };
+        let state = ActivityState {
+            open: 0,
+            received: 0,
+            waiting_since: born,
+            idle_since: born,
+            version: None,
+            first_byte: None,
+            leaving: None,
+        };
         Self(Arc::new(ActivityRecord { born, state: Mutex::new(state), evicted: Notify::new() }))
     }
 
@@ -77,22 +92,35 @@ impl Activity {
         self.0.state.lock().expect("no one panics while holding it")
     }
 
-    /// Records a request, which is open until the returned guard is dropped.
-    pub(super) fn begin(&self, version: Version) -> OpenRequest {
+    /// Records a request. It is open until the first value is dropped.
+    pub(super) fn begin(&self, version: Version) -> (OpenRequest, ReceivingRequest) {
         let mut state = self.state();
         state.open += 1;
         state.version = Some(version);
         state.first_byte = None;
         drop(state);
-        OpenRequest(self.clone())
+        let phase = Arc::new(AtomicU8::new(RECEIVING));
+        let receiving = ReceivingRequest { activity: self.clone(), phase: Arc::clone(&phase) };
+        (OpenRequest { activity: self.clone(), phase }, receiving)
     }
 
-    /// How long no request has been open; `None` while one is open, or while the connection is shutting down.
-    pub(super) fn idle_for(&self, now: Instant) -> Option<Duration> {
+    /// Whether and how long the server has waited for the client; `None` while a request is in progress, or while the
+    /// connection is shutting down.
+    pub(super) fn wait(&self, now: Instant) -> Option<Wait> {
         let state = self.state();
+        if state.leaving.is_some() || state.received > 0 {
+            return None;
+        }
         // A head that is partly received is a request that has begun.
-        let is_idle = state.open == 0 && state.leaving.is_none() && !state.is_in_head();
-        is_idle.then(|| now.saturating_duration_since(state.idle_since))
+        let is_idle = state.open == 0 && !state.is_in_head();
+        let since = state.first_byte.filter(|_| state.is_in_head()).unwrap_or(state.waiting_since);
+        Some(Wait { is_idle, time: now.saturating_duration_since(since) })
+    }
+
+    /// Whether a graceful shutdown would wait for the client: nothing was received yet, or a request in part.
+    pub(super) fn is_receiving(&self) -> bool {
+        let state = self.state();
+        state.version.is_none() || state.is_in_head() || state.open > 0 && state.received == 0
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -167,17 +195,57 @@ impl ActivityState {
 ///
 /// Over HTTP/2 it counts until the response's head, and only a stream of revocations counts to its end. Otherwise a client that
 /// opens a public stream, or does not read a response, could keep the connection busy without end.
-pub(super) struct OpenRequest(Activity);
+pub(super) struct OpenRequest {
+    activity: Activity,
+    /// One of the next three. Changed only under the lock of the activity's state.
+    phase: Arc<AtomicU8>,
+}
+
+const RECEIVING: u8 = 0;
+const RECEIVED: u8 = 1;
+const CLOSED: u8 = 2;
 
 impl Drop for OpenRequest {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.activity.state();
         state.open -= 1;
+        if self.phase.swap(CLOSED, Ordering::Relaxed) == RECEIVED {
+            state.received -= 1;
+            if state.received == 0 {
+                state.waiting_since = Instant::now();
+            }
+        }
         if state.open == 0 {
             state.idle_since = Instant::now();
             state.first_byte = None;
         }
     }
+}
+
+/// A request that is still being received. Until it says otherwise, the server waits for the client.
+pub(super) struct ReceivingRequest {
+    activity: Activity,
+    phase: Arc<AtomicU8>,
+}
+
+impl ReceivingRequest {
+    /// Records that it was received completely, or that no more of it is awaited.
+    pub(super) fn received(self) {
+        let mut state = self.activity.state();
+        // The client may be gone, and with it the open request.
+        if self.phase.load(Ordering::Relaxed) == RECEIVING {
+            self.phase.store(RECEIVED, Ordering::Relaxed);
+            state.received += 1;
+        }
+    }
+}
+
+/// How long the server has waited for a client. The greatest is closed first when another connection needs room: an idle one,
+/// which is a convenience, before one with a request that is still being received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Wait {
+    is_idle: bool,
+    pub(super) time: Duration,
 }
 
 /// A response's body, which keeps its request open until it ends.
@@ -277,7 +345,55 @@ mod tests {
         activity.read();
         assert!(matches!(activity.evaluate(after(9), LIFETIMES), ConnectionFate::Keep(_)));
         assert_eq!(activity.evaluate(after(10), LIFETIMES), ConnectionFate::Abort("head"));
-        assert_eq!(activity.idle_for(after(70)), None, "a request that has begun is not evicted");
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_makes_room_before_one_that_still_sends_and_a_busy_one_never_does() {
+        let (idle, heads, bodies, busy, mixed) =
+            (Activity::new(), Activity::new(), Activity::new(), Activity::new(), Activity::new());
+        for activity in [&idle, &heads] {
+            drop(activity.begin(Version::HTTP_11));
+        }
+        heads.read();
+        let _open = bodies.begin(Version::HTTP_11);
+        let (_open_too, receiving) = busy.begin(Version::HTTP_11);
+        receiving.received();
+        // Over HTTP/2: one request was received, another was not.
+        let (_answered, receiving) = mixed.begin(Version::HTTP_2);
+        let _open_as_well = mixed.begin(Version::HTTP_2);
+        receiving.received();
+
+        let now = after(5);
+        let is_idle = |activity: &Activity| activity.wait(now).map(|wait| wait.is_idle);
+        assert_eq!([&idle, &heads, &bodies].map(is_idle), [Some(true), Some(false), Some(false)]);
+        assert_eq!([&busy, &mixed].map(|activity| activity.wait(now)), [None, None]);
+        assert!(idle.wait(now) > bodies.wait(after(9)), "however long it has been sending");
+        assert_eq!(
+            [&idle, &heads, &bodies, &busy, &mixed].map(Activity::is_receiving),
+            [false, true, true, false, false]
+        );
+        assert!(Activity::new().is_receiving(), "a connection without a request");
+    }
+
+    #[tokio::test]
+    async fn requests_that_never_arrive_do_not_make_a_connection_busy() {
+        let activity = Activity::new();
+        let begun = Instant::now();
+        for _ in 0..5 {
+            // Abandoned, in either order.
+            let (open, receiving) = activity.begin(Version::HTTP_2);
+            drop((receiving, open));
+            let (open, receiving) = activity.begin(Version::HTTP_2);
+            drop(open);
+            receiving.received();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(activity.wait(Instant::now()).is_some_and(|wait| wait.time >= Duration::from_millis(50)));
+        let (answered, receiving) = activity.begin(Version::HTTP_2);
+        receiving.received();
+        assert_eq!(activity.wait(Instant::now()), None);
+        drop(answered);
+        assert!(activity.wait(Instant::now()).is_some_and(|wait| wait.time < begun.elapsed()), "from now on");
     }
 
     #[tokio::test]

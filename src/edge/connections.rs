@@ -1,7 +1,9 @@
-//! Limits the open connections, in total and per address, and closes idle ones to make room for new ones.
+//! Limits the open connections, in total and per address, and closes those that wait for their clients to make room for new
+//! ones.
 //!
-//! An idle connection is a convenience, so it is closed for a client with a request. If the address has its share, one of its
-//! own connections is closed; if all slots are taken, the connection that has been idle longest.
+//! An idle connection is a convenience, so it is closed for a client with a request. If none is idle, one whose requests are
+//! still being received is closed: a client that sends slowly, or not at all, must not keep others out. If the address has its
+//! share, one of its own connections is closed; if all slots are taken, the one that has waited longest.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,10 +20,10 @@ use super::activity::Activity;
 use crate::rates::network;
 use crate::telemetry::Metrics;
 
-/// A connection that has been idle for less is not closed: a client that has just connected is about to send a request.
-const IDLE_MIN: Duration = Duration::from_secs(1);
+/// A connection that has waited for less is not closed: a client that has just connected is about to send a request.
+const WAIT_MIN: Duration = Duration::from_secs(1);
 
-/// How long to wait for a slot before another connection is asked to make room.
+/// How long to wait for a slot before one more connection is asked to make room.
 const ROOM_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The open connections. Cheap to clone; clones share state.
@@ -57,14 +59,13 @@ impl Connections {
             return None;
         };
         let mut slot = ConnectionSlot { connections: self.clone(), ip, id, activity, _permit: None };
-        loop {
-            let waiting = Arc::clone(&self.0.slots).acquire_owned();
-            if let Ok(permit) = timeout(ROOM_INTERVAL, waiting).await {
-                slot._permit = Some(permit.expect("never closed"));
-                return Some(slot);
-            }
+        slot._permit = Arc::clone(&self.0.slots).try_acquire_owned().ok();
+        while slot._permit.is_none() {
             self.make_room(id);
+            let waiting = timeout(ROOM_INTERVAL, Arc::clone(&self.0.slots).acquire_owned());
+            slot._permit = waiting.await.ok().map(|permit| permit.expect("never closed"));
         }
+        Some(slot)
     }
 
     fn enter(&self, ip: IpAddr, is_trusted: bool) -> Option<(u64, Activity)> {
@@ -74,8 +75,7 @@ impl Connections {
         let own = state.addresses.entry(ip).or_default();
         let staying = own.values().filter(|activity| !activity.is_leaving()).count();
         if !is_trusted && staying >= self.0.address_max {
-            let idlest = idlest(own.values(), now)?;
-            idlest.evict();
+            longest_waiting(own.values(), now)?.evict();
             self.0.metrics.connection_closed("share");
         }
         let activity = Activity::new();
@@ -86,20 +86,20 @@ impl Connections {
         Some((id, activity))
     }
 
-    /// Asks the connection that has been idle longest to close.
+    /// Asks the connection that has waited longest for its client to close.
     fn make_room(&self, but: u64) {
         let state = self.0.open.lock().expect("no one panics while holding it");
         let all = state.addresses.values().flatten().filter(|(id, _)| **id != but).map(|(_, activity)| activity);
-        if let Some(idlest) = idlest(all, Instant::now()) {
-            idlest.evict();
+        if let Some(waiting) = longest_waiting(all, Instant::now()) {
+            waiting.evict();
             self.0.metrics.connection_closed("room");
         }
     }
 }
 
-fn idlest<'a>(all: impl Iterator<Item = &'a Activity>, now: Instant) -> Option<&'a Activity> {
-    let idle = all.filter_map(|activity| Some((activity.idle_for(now)?, activity)));
-    idle.filter(|(idle, _)| *idle >= IDLE_MIN).max_by_key(|(idle, _)| *idle).map(|(_, activity)| activity)
+fn longest_waiting<'a>(all: impl Iterator<Item = &'a Activity>, now: Instant) -> Option<&'a Activity> {
+    let waiting = all.filter_map(|activity| Some((activity.wait(now)?, activity)));
+    waiting.filter(|(wait, _)| wait.time >= WAIT_MIN).max_by_key(|(wait, _)| *wait).map(|(_, activity)| activity)
 }
 
 /// A connection's slot. Released when dropped.

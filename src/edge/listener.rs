@@ -19,6 +19,7 @@ use http_body::Frame;
 use http_body::SizeHint;
 use tower::Service as _;
 
+use super::activity::ReceivingRequest;
 use super::admission::AdmissionControl;
 use super::admission::Admitted;
 use super::class;
@@ -73,13 +74,13 @@ impl ListenerService {
         Self { observer, ..self }
     }
 
-    /// Answers a request.
-    pub(super) async fn answer(&self, mut request: Request) -> Response {
+    /// Answers a request. It is received once its message is complete.
+    pub(super) async fn answer(&self, mut request: Request, receiving: ReceivingRequest) -> Response {
         // Every request gets an id, which every response returns.
         let id = identify::identify(&self.parts.trust, &mut request);
         let record = self.record(&id, &request).map(OpenRecord);
         let current = record.as_ref().map(|OpenRecord(record)| Arc::clone(record));
-        let mut response = request::handle(Arc::clone(&id), current, self.answer_identified(request)).await;
+        let mut response = request::handle(Arc::clone(&id), current, self.answer_identified(request, receiving)).await;
         identify::complete(response.headers_mut(), &id);
         match record {
             None => response,
@@ -97,7 +98,7 @@ impl ListenerService {
         self.observer.begin(id, request.method(), request.headers(), wire, route)
     }
 
-    async fn answer_identified(&self, mut request: Request) -> Response {
+    async fn answer_identified(&self, mut request: Request, receiving: ReceivingRequest) -> Response {
         let parts = &*self.parts;
         // First of all: a request for another host is not for this server.
         if let Some(refusal) = hosts::refusal(&parts.allowed, &request) {
@@ -111,9 +112,12 @@ impl ListenerService {
         }
         // `Connection` must not remove `Origin`, which shows that the request comes from a browser.
         connection::keep_origin(request.headers_mut());
-        let Some(admission) = &parts.admission else { return parts.dispatch(request).await };
-        // What it holds is released after the answer.
-        let Admitted { request, held: _held } = admission.admit(request).await;
+        // What is held is released after the answer.
+        let Admitted { request, held: _held } = match &parts.admission {
+            Some(admission) => admission.admit(request).await,
+            None => Admitted { request, held: (None, None) },
+        };
+        receiving.received();
         parts.dispatch(request).await
     }
 }

@@ -41,6 +41,7 @@ use super::Stack;
 use super::activity::ConnectionFate;
 use super::activity::Lifetimes;
 use super::activity::OpenBody;
+use super::activity::ReceivingRequest;
 use super::activity::TrackedStream;
 use super::class;
 use super::connections::ConnectionSlot;
@@ -53,7 +54,7 @@ use super::readiness::ReadinessWatch;
 use super::setting::SettingError;
 use super::stack;
 use super::stalled;
-use super::stalled::WriteTimeout;
+use super::stalled::StallTimeout;
 use super::tls;
 use super::tls::ServerTls;
 use crate::app::App;
@@ -387,11 +388,17 @@ async fn serve_connection(
     let Some(tls) = &front.tls else { return serve_stream(stream, peer, None, served, &front, slot).await };
     let time = front.limits.header_timeout;
     // On the heap, which is free again after the handshake.
-    let handshake = match front.is_for_proxies {
-        true => Box::pin(tls.accept(stream, time)).await,
-        false => Box::pin(tls.accept_client(stream, time)).await,
+    let handshake = async {
+        match front.is_for_proxies {
+            true => Box::pin(tls.accept(stream, time)).await,
+            false => Box::pin(tls.accept_client(stream, time)).await,
+        }
     };
-    match handshake {
+    let accepted = tokio::select! {
+        accepted = handshake => accepted,
+        () = slot.activity.evicted() => return,
+    };
+    match accepted {
         Ok(stream) => {
             let certificate = tls::client_certificate(&stream);
             serve_stream(stream, peer, certificate, served, &front, slot).await;
@@ -427,7 +434,7 @@ fn serve_stream(
     let (asks, of_requests) = (slot.activity.clone(), front.phases.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let (served, phases, certificate) = (served.clone(), of_requests.clone(), certificate.clone());
-        let open = asks.begin(request.version());
+        let (open, receiving) = asks.begin(request.version());
         // On the heap, because hyper moves it several times.
         Box::pin(async move {
             let is_http1 = request.version() < Version::HTTP_2;
@@ -438,7 +445,7 @@ fn serve_stream(
             if let Some(certificate) = certificate.filter(|_| !is_from_browser(request.headers())) {
                 request.extensions_mut().insert(certificate);
             }
-            let mut answer = answer(served, request, phases.clone()).await;
+            let mut answer = answer(served, request, receiving, phases.clone()).await;
             if is_http1 && *phases.borrow() != ServerPhase::Serving {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -460,7 +467,7 @@ fn serve_stream(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE);
-    let stream = DelayedEnd::new(WriteTimeout::new(stream, stalled::WRITE_TIMEOUT));
+    let stream = DelayedEnd::new(StallTimeout::new(stream, stalled::WRITE_TIMEOUT));
     let stream = TrackedStream { stream, activity: slot.activity.clone() };
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     let lifetimes = Lifetimes {
@@ -485,7 +492,8 @@ fn serve_stream(
                     return;
                 }
                 _ = closing.wait_for(|phase| *phase == ServerPhase::Closing), if !is_leaving => activity.leave(),
-                () = activity.evicted() => {}
+                // A graceful shutdown would wait until a request has arrived.
+                () = activity.evicted() => if activity.is_receiving() { return },
                 () = sleep_until(wake) => match activity.evaluate(Instant::now(), lifetimes) {
                     ConnectionFate::Keep(until) => {
                         wake = until;
@@ -524,13 +532,14 @@ fn is_from_browser(headers: &HeaderMap) -> bool {
 fn answer(
     served: ListenerService,
     request: Request<Body>,
+    receiving: ReceivingRequest,
     alive: watch::Receiver<ServerPhase>,
 ) -> impl Future<Output = Response<Body>> {
     let is_carried_out = class::is_carried_out(request.method(), request.uri().path());
     // On the heap from the start: it takes kilobytes, and everything between here and the socket moves it.
     let work = Box::pin(async move {
         let _alive = alive;
-        served.answer(request).await
+        served.answer(request, receiving).await
     });
     async move {
         if !is_carried_out {

@@ -45,6 +45,8 @@ use tonic::Status;
 
 use super::answer::answer;
 use super::plain::text;
+use super::stalled;
+use super::stalled::StallTimeout;
 use super::verify;
 use super::verify::VerifyQuery;
 use crate::config::SidecarAddress;
@@ -102,7 +104,7 @@ impl Sidecar {
     ///
     /// Fails if it cannot be decided now.
     async fn decide(&self, asked: &ProxiedRequest<'_>) -> Result<Decision, Status> {
-        let denied = |refusal| Ok(Err(Denial { refusal, location: None }));
+        let denied = |refusal| Ok(Err(Denial { refusal, location: None, set: None }));
         let Some(guard) = self.guard(asked.project.as_deref()) else { return denied(Refusal::ProjectNotFound) };
         let required = match asked.step_up.parse() {
             Ok(required) => required,
@@ -257,7 +259,9 @@ impl SidecarListener {
             SidecarAddress::Unix(path) => {
                 let is_abandoned = match UnixStream::connect(path).await {
                     Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
-                    Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+                    // Linux says so of a regular file too, which must stay.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => is_socket(path)?,
+                    Err(_) => false,
                 };
                 if is_abandoned {
                     std::fs::remove_file(path)?;
@@ -317,6 +321,11 @@ impl SidecarListener {
     }
 }
 
+fn is_socket(path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::FileTypeExt as _;
+    Ok(std::fs::symlink_metadata(path)?.file_type().is_socket())
+}
+
 /// For the service's user and group. A client may ask only about tokens that it has.
 fn permit_group(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
@@ -342,6 +351,8 @@ fn serve_connection(
             tower::ServiceExt::oneshot(router.clone(), request.map(Body::new))
         }
     });
+    // hyper waits without end for the first bytes, by which it tells HTTP/1.1 from HTTP/2.
+    let stream = StallTimeout::new(stream, stalled::WRITE_TIMEOUT).with_first_read(HEAD_TIMEOUT);
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
     let connection = connections.watch(connection);
     tokio::spawn(async move {

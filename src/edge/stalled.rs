@@ -1,4 +1,5 @@
-//! Times out writes to a client that reads nothing. HTTP/2 detects that with its pings, but HTTP/1.1 does not.
+//! Times out writes to a client that reads nothing, and the first read from one that sends nothing. HTTP/2 detects a client that
+//! reads nothing with its pings, but HTTP/1.1 does not.
 
 use std::io;
 use std::pin::Pin;
@@ -18,16 +19,23 @@ use tokio::time::sleep;
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A stream whose writes fail once one has made no progress for `timeout_after`. A stream with nothing to write does not time out.
-pub(super) struct WriteTimeout<S> {
+pub(super) struct StallTimeout<S> {
     stream: S,
     timeout_after: Duration,
     /// Runs while a write waits. On the heap, because most never do.
     waiting: Option<Pin<Box<Sleep>>>,
+    /// Runs until something was read.
+    first_read: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> WriteTimeout<S> {
+impl<S> StallTimeout<S> {
     pub(super) const fn new(stream: S, timeout_after: Duration) -> Self {
-        Self { stream, timeout_after, waiting: None }
+        Self { stream, timeout_after, waiting: None, first_read: None }
+    }
+
+    /// Lets the first read fail if nothing was sent for this time.
+    pub(super) fn with_first_read(self, timeout_after: Duration) -> Self {
+        Self { first_read: Some(Box::pin(sleep(timeout_after))), ..self }
     }
 
     /// The result of a write, or a timeout.
@@ -42,13 +50,20 @@ impl<S> WriteTimeout<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for StallTimeout<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let Some(timer) = &mut self.first_read else { return read };
+        if read.is_ready() {
+            self.first_read = None;
+            return read;
+        }
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for StallTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let wrote = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.bounded(cx, wrote)
@@ -93,17 +108,30 @@ mod tests {
     async fn a_client_that_reads_nothing_is_disconnected() {
         let (near, _far) = duplex(4);
         let begun = Instant::now();
-        let mut near = WriteTimeout::new(near, SHORT);
+        let mut near = StallTimeout::new(near, SHORT);
         let end = timeout(LONG, near.write_all(b"more than fits")).await.expect("ends").expect_err("nobody reads");
         assert_eq!(end.kind(), io::ErrorKind::TimedOut);
         assert!(begun.elapsed() >= SHORT);
+    }
+
+    #[tokio::test]
+    async fn only_the_first_read_times_out() {
+        let (near, _far) = duplex(4);
+        let mut silent = StallTimeout::new(near, LONG).with_first_read(SHORT);
+        let end = timeout(LONG, silent.read_u8()).await.expect("ends").expect_err("nothing is sent");
+        assert_eq!(end.kind(), io::ErrorKind::TimedOut);
+        let (near, mut peer) = duplex(4);
+        let mut near = StallTimeout::new(near, LONG).with_first_read(SHORT);
+        peer.write_all(b"a").await.expect("fits");
+        assert_eq!(near.read_u8().await.expect("is there"), b'a');
+        timeout(2 * SHORT, near.read_u8()).await.expect_err("waits");
     }
 
     /// Any progress restarts the timeout, however long the whole write takes.
     #[tokio::test]
     async fn a_client_that_reads_slowly_is_kept() {
         let (near, mut far) = duplex(1);
-        let mut near = WriteTimeout::new(near, SHORT);
+        let mut near = StallTimeout::new(near, SHORT);
         let writing = tokio::spawn(async move { near.write_all(b"pieces").await });
         for _ in 0..b"pieces".len() {
             sleep(SHORT / 5).await;
@@ -115,7 +143,7 @@ mod tests {
     #[tokio::test]
     async fn an_idle_connection_does_not_time_out() {
         let (near, mut far) = duplex(4);
-        let mut near = WriteTimeout::new(near, SHORT);
+        let mut near = StallTimeout::new(near, SHORT);
         for _ in 0..2 {
             near.write_all(b"beat").await.expect("fits");
             sleep(2 * SHORT).await;

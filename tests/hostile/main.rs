@@ -1,5 +1,5 @@
-//! Attacks a running server from one loopback address, in one way after another, while another address signs out. Every
-//! sign-out must succeed, and the p99 must stay within three times the quiet p99. `tests/hostile/run` starts a server
+//! Attacks a running server from one loopback address (in one way, from four), in one way after another, while another signs
+//! out. Every sign-out must succeed, and the p99 must stay within three times the quiet p99. `tests/hostile/run` starts a server
 //! and this program, and passes its environment, as in `dev.env`.
 //!
 //! `HOSTILE_SECONDS` is the duration of each attack, `HOSTILE_FLOOR_MS` the time that a sign-out may always take: on a
@@ -80,6 +80,8 @@ enum Attack {
     Heads,
     /// Idle connections.
     Idlers,
+    /// A call without a message on each connection, from as many addresses as can hold all connections.
+    Holders,
     /// Large bodies that never end.
     Bodies,
     /// Bodies with very many small elements.
@@ -93,13 +95,22 @@ enum Attack {
 }
 
 impl Attack {
-    const ALL: [Self; 7] =
-        [Self::Heads, Self::Idlers, Self::Bodies, Self::Pieces, Self::CutOffs, Self::Names, Self::LockedRow];
+    const ALL: [Self; 8] = [
+        Self::Heads,
+        Self::Idlers,
+        Self::Holders,
+        Self::Bodies,
+        Self::Pieces,
+        Self::CutOffs,
+        Self::Names,
+        Self::LockedRow,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Heads => "calls without a message",
             Self::Idlers => "idle connections",
+            Self::Holders => "all connections held",
             Self::Bodies => "endless bodies",
             Self::Pieces => "bodies of 65,000 labels",
             Self::CutOffs => "cut-offs of one user",
@@ -272,6 +283,26 @@ impl Target {
                 let mut held = vec![];
                 for _ in 0..400 {
                     if let Ok(Ok(sender)) = timeout(Duration::from_millis(200), self.connect(ATTACKER)).await {
+                        held.push(sender);
+                    }
+                    if !goes_on() {
+                        break;
+                    }
+                }
+                while goes_on() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                let open = held.iter().filter(|sender| !sender.is_closed()).count();
+                Ok(format!("{open} of {} connections are still open", held.len()))
+            }
+            Attack::Holders => {
+                let mut held = vec![];
+                for n in 0..1_000 {
+                    let from = format!("127.0.0.{}", 2 + n / 250);
+                    if let Ok(Ok(mut sender)) = timeout(Duration::from_millis(200), self.connect(&from)).await
+                        && sender.ready().await.is_ok()
+                    {
+                        tokio::spawn(sender.send_request(call(self.addr, "/grpc.health.v1.Health/Check")?));
                         held.push(sender);
                     }
                     if !goes_on() {

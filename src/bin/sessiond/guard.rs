@@ -1,11 +1,13 @@
 //! `sessiond guard`: a guard beside a service in any language.
 
+use futures_util::future::try_join_all;
 use sessiond::config;
 use sessiond::config::SidecarProject;
 use sessiond::edge::Sidecar;
 use sessiond::edge::SidecarListener;
 use sessiond_core::clock::Clock;
 use sessiond_guard::ClientCertificate;
+use sessiond_guard::ConnectError;
 use sessiond_guard::Guard;
 use sessiond_guard::GuardOptions;
 
@@ -28,9 +30,9 @@ pub(crate) async fn run(args: config::Sidecar) -> CommandResult {
     let client_certificate = args.certificate_file.clone().zip(args.key_file.clone());
     let client_certificate =
         client_certificate.map(|(certificate_file, key_file)| ClientCertificate { certificate_file, key_file });
-    let mut guards = vec![];
+    let mut connecting: Vec<(_, GuardOptions)> = vec![];
     for SidecarProject { project, server_key_file } in &args.projects {
-        if guards.iter().any(|(known, ..): &(_, _, _)| known == project) {
+        if connecting.iter().any(|(known, _)| known == project) {
             return Err(format!("project {project} is named twice (--project)").into());
         }
         let server_key = server_key_file.as_deref().map(secrets::read_file).transpose()?;
@@ -52,8 +54,18 @@ pub(crate) async fn run(args: config::Sidecar) -> CommandResult {
             startup_timeout: args.startup_timeout,
             clock: Clock::system(),
         };
-        guards.push((project.clone(), Guard::connect(options).await?, args.max_staleness));
+        connecting.push((project.clone(), options));
     }
+    // At once: in an outage each waits for the whole startup timeout.
+    let connecting = connecting.into_iter().map(|(project, options)| async move {
+        let guard = Guard::connect(options).await?;
+        Ok::<_, ConnectError>((project, guard, args.max_staleness))
+    });
+    let mut stop = Box::pin(stop);
+    let guards = tokio::select! {
+        guards = try_join_all(connecting) => guards?,
+        () = &mut stop => return Ok(()),
+    };
     let projects = args.projects.iter().map(|one| one.project.as_str()).collect::<Vec<_>>().join(", ");
     let address = listener.local_addr().map_or_else(|| args.listen.to_string(), |address| address.to_string());
     tracing::info!(address, projects, "verifying tokens");
