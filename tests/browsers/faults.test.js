@@ -3,7 +3,7 @@
 
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
-import { Entrance, PROJECTS, PROXIES, cookieNames, createSession, endAll, eventually, greets, jar, newContext, newUser, openBrowser, sessionsOf, signIn, signOut, sleep, startApp, startProxy } from "./stage.js";
+import { Entrance, PROJECTS, PROXIES, close, cookieNames, createSession, endAll, eventually, greets, jar, newContext, newUser, openBrowser, sessionsOf, signIn, signOut, sleep, startApp, startProxy } from "./stage.js";
 
 const PROJECT = "faults";
 const NAMES = cookieNames(PROJECT);
@@ -22,7 +22,7 @@ before(async () => {
     for (const proxy of PROXIES) proxies[proxy] = await startProxy(proxy, PROJECT, app);
 });
 after(async () => {
-    await browser.close();
+    await close(browser);
     await endAll();
 });
 

@@ -5,7 +5,7 @@
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { Entrance, PROXIES, SESSIOND_URL, cookieNames, endAll, greets, jar, newContext, newUser, openBrowser, sessionsOf, signIn, startApp, startProxy } from "./stage.js";
+import { Entrance, PROXIES, SESSIOND_URL, close, cookieNames, endAll, greets, jar, newContext, newUser, openBrowser, sessionsOf, signIn, startApp, startProxy } from "./stage.js";
 
 const PROJECT = "hostile";
 const [, REFRESH] = cookieNames(PROJECT);
@@ -47,7 +47,7 @@ before(async () => {
     browser = await openBrowser(hosts);
 });
 after(async () => {
-    await browser.close();
+    await close(browser);
     await endAll();
 });
 
@@ -187,12 +187,12 @@ test("hostile pages can neither change nor read anything", { timeout: 600_000 },
                     document.body.append(form);
                     form.submit();
                 }, [method, url])]);
-                await tab.close();
+                await close(tab);
             }
             const carried = judgeAll(table, `${who}, SameSite=${sameSite}`);
             // What is refused must have had the cookie, or nothing is shown.
             assert.ok(carried > 0, `${who}, ${sameSite}`);
-            await stranger.close();
+            await close(stranger);
         }
         const now = await jar(context);
         assert.equal(now[REFRESH].value, before[REFRESH].value, "nothing was refreshed or cleared");

@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { mkdtempSync } from "node:fs";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
-import { Entrance, cookieNames, endAll, greets, jar, newContext, newUser, openBrowser, openProfile, sessionsOf, signIn, signOut, startApp, startProxy } from "./stage.js";
+import { Entrance, close, cookieNames, endAll, greets, jar, newContext, newUser, openBrowser, openProfile, sessionsOf, signIn, signOut, startApp, startProxy } from "./stage.js";
 
 const APP = "https://app.example.test";
 /** Each project is at a port of its own. */
@@ -34,7 +34,7 @@ before(async () => {
     browser = await openBrowser(hosts);
 });
 after(async () => {
-    await browser.close();
+    await close(browser);
     await endAll();
 });
 
@@ -79,7 +79,7 @@ describe("Chromium's jar", { concurrency: 3 }, () => {
             for (const url of urls) await tab.goto(`${url}/${project}`);
             const got = stranger.seen.filter(({ cookie }) => cookie.includes(`sessiond.${project}.`)).map(({ host }) => host);
             assert.deepEqual(got, siblings);
-            await page.close();
+            await close(page);
         }
     });
 
@@ -137,13 +137,13 @@ describe("Chromium's jar", { concurrency: 3 }, () => {
             const page = await first.newPage();
             await page.goto(`${APP}/orders`);
             await signIn(page, user, persistent);
-            await first.close();
+            await close(first);
             const second = await openProfile(dir, hosts);
             const again = await second.newPage();
             await again.goto(`${APP}/orders`);
             if (persistent) await greets(again, user);
             else assert.match(again.url(), /\/login\?return_to=/);
-            await second.close();
+            await close(second);
         }
     });
 });

@@ -3,7 +3,7 @@
 
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
-import { Entrance, PROJECTS, cookieNames, endAll, greets, jar, newContext, newUser, openBrowser, signIn, sleep, startApp, startProxy } from "./stage.js";
+import { Entrance, PROJECTS, close, cookieNames, endAll, greets, jar, newContext, newUser, openBrowser, signIn, sleep, startApp, startProxy } from "./stage.js";
 
 const PROJECT = "rounds";
 const [, REFRESH] = cookieNames(PROJECT);
@@ -21,7 +21,7 @@ before(async () => {
     proxy = await startProxy("nginx", PROJECT, await startApp("express", PROJECT));
 });
 after(async () => {
-    await browser.close();
+    await close(browser);
     await endAll();
     took.sort((one, other) => one - other);
     console.log(`# ${took.length} rounds of ${3 * PARTS + 1} requests at the expiry, one rotation each; a round takes ${Math.round(took[took.length >> 1])} ms, at most ${Math.round(took.at(-1))} ms`);

@@ -3,7 +3,7 @@
 
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
-import { PROXIES, PROJECTS, cookieNames, endAll, greets, jar, newContext, newUser, openBrowser, sessionsOf, signIn, signOut, sleep, startApp, startProxy } from "./stage.js";
+import { PROJECTS, PROXIES, close, cookieNames, endAll, greets, jar, newContext, newUser, openBrowser, sessionsOf, signIn, signOut, sleep, startApp, startProxy } from "./stage.js";
 
 const PROJECT = "pages";
 const [, REFRESH] = cookieNames(PROJECT);
@@ -20,7 +20,7 @@ before(async () => {
     [browser, apps.express, apps.django] = await Promise.all([openBrowser(), startApp("express", PROJECT), startApp("django", PROJECT)]);
 });
 after(async () => {
-    await browser.close();
+    await close(browser);
     await endAll();
     times.sort((one, other) => one - other);
     console.log(`# the other tab's refusal after the 200 of a sign-out: median ${times[times.length >> 1].toFixed(1)} ms, at most ${times.at(-1).toFixed(1)} ms, of ${times.length}`);
@@ -93,7 +93,7 @@ describe("pages", { concurrency: 2 }, () => {
                 times.push(refused - at);
                 assert.deepEqual(Object.keys(await jar(context)), []);
                 assert.deepEqual(await sessionsOf(PROJECT, encodeURIComponent(user)), []);
-                await other.close();
+                await close(other);
             }
             assert.deepEqual(problems, []);
         });
