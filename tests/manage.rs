@@ -652,6 +652,12 @@ async fn a_service_keeps_one_session_of_the_user() {
         laptop.sign_out().await.expect("signs out");
         assert_eq!(others(wire, &laptop.session, None).await.expect("ends all"), 1, "{wire:?}");
         assert!(!tablet.is_signed_in().await);
+        // The same if it was deleted since.
+        let (tablet, gone) = (service.sign_in("ada", "tablet").await, service.sign_in("ada", "phone").await);
+        gone.sign_out().await.expect("signs out");
+        service.database.run(&format!("DELETE FROM sessions WHERE id = '{}'", gone.session)).await;
+        assert_eq!(others(wire, &gone.session, None).await.expect("ends all"), 1, "{wire:?}");
+        assert!(!tablet.is_signed_in().await);
         // A user has `except_current` for that.
         let own = service.sign_in("ada", "phone").await;
         let request = RevokeAllSessionsRequest {

@@ -386,6 +386,13 @@ async fn who_is_signed_in_passes_and_nobody_else(kind: &Kind) {
         assert_eq!((answer.status().as_u16(), shown_identity(&answer)), (200, Default::default()), "{alias}");
     }
 
+    // The client's own query is not the configuration's.
+    let page = header("sec-fetch-mode", "navigate");
+    let answer = front.ask(Method::GET, "/orders?login=https://evil.example/", page.clone()).await;
+    assert_eq!((answer.status().as_u16(), answer.headers().get("location")), (401, None));
+    let answer = front.ask(Method::GET, "/orders?max_age=1&acr_values=none", phone.bearer()).await;
+    assert_eq!(answer.status().as_u16(), 200);
+
     // On an unchecked route no identity is passed.
     for headers in [HeaderMap::new(), phone.bearer()] {
         let answer = front.ask(Method::GET, "/public/prices", both(spoofed(), headers)).await;

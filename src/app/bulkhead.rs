@@ -1,6 +1,9 @@
 //! A keyed bulkhead: limits how many operations on one session or one user use the database at a time. The others wait here in
 //! order, which costs a few bytes each and no connection. Otherwise operations on one locked or busy row could hold the whole
 //! pool.
+//!
+//! Each kind of operation has a lane of its own: somebody who has a copy of a refresh token, and refreshes without end, must not
+//! keep its owner from signing out.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,14 +23,25 @@ use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::Refusal;
 
-/// The most operations on one key that use the database at a time. More than one, so that the next is ready when one commits.
+/// The most operations of a lane on one key that use the database at a time. More than one, so that the next is ready when one commits.
 const CONCURRENT_MAX: usize = 2;
 
-/// The most that wait for one key; further ones are refused.
+/// The most of a lane that wait for one key; further ones are refused.
 const WAITING_MAX: usize = 128;
 
 /// How long a refused caller should wait before it retries.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Operations of one lane wait for each other, and for no others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Lane {
+    /// Ends the caller's own session.
+    SignOut,
+    /// Ends other sessions.
+    Revoke,
+    /// Opens, refreshes or updates a session.
+    Use,
+}
 
 /// A row that an operation locks.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,10 +59,10 @@ pub(super) struct Bulkhead(Arc<BulkheadState>);
 struct BulkheadState {
     wait_max: Duration,
     metrics: Metrics,
-    queues: Mutex<HashMap<Key, Queue>>,
+    queues: Mutex<HashMap<(Lane, Key), Queue>>,
 }
 
-/// The operations on one key.
+/// The operations of a lane on one key.
 struct Queue {
     permits: Arc<Semaphore>,
     /// How many hold a permit or wait for one.
@@ -70,6 +84,7 @@ impl Bulkhead {
     pub(super) async fn acquire(
         &self,
         operation: &'static str,
+        lane: Lane,
         keys: impl IntoIterator<Item = Key>,
     ) -> Result<Permit, Error> {
         let mut keys: Vec<Key> = keys.into_iter().collect();
@@ -79,7 +94,7 @@ impl Bulkhead {
         let until = Instant::now() + self.0.wait_max;
         let mut permit = Permit(vec![]);
         for key in keys {
-            let (permits, mut ticket) = self.join(key)?;
+            let (permits, mut ticket) = self.join((lane, key))?;
             let Ok(acquired) = timeout_at(until, permits.acquire_owned()).await else {
                 self.0.metrics.turn_refused("time");
                 return Err(store::Error::late(operation).into());
@@ -90,8 +105,8 @@ impl Bulkhead {
         Ok(permit)
     }
 
-    /// Joins the queue of a key.
-    fn join(&self, key: Key) -> Result<(Arc<Semaphore>, Ticket), Error> {
+    /// Joins the queue of a lane for a key.
+    fn join(&self, key: (Lane, Key)) -> Result<(Arc<Semaphore>, Ticket), Error> {
         let mut queues = self.0.queues.lock().expect("no one panics while holding it");
         let new = || Queue { permits: Arc::new(Semaphore::new(CONCURRENT_MAX)), count: 0 };
         let queue = queues.entry(key.clone()).or_insert_with(new);
@@ -107,10 +122,10 @@ impl Bulkhead {
 /// A permit for every requested key. Released when dropped.
 pub(super) struct Permit(Vec<Ticket>);
 
-/// A place in the queue of a key, with the permit once it is acquired.
+/// A place in a queue, with the permit once it is acquired.
 struct Ticket {
     permit: Option<OwnedSemaphorePermit>,
-    key: Key,
+    key: (Lane, Key),
     bulkhead: Bulkhead,
 }
 
@@ -140,11 +155,11 @@ mod tests {
     #[tokio::test]
     async fn a_few_get_a_permit_and_the_rest_wait_in_order() {
         let bulkhead = Bulkhead::new(Duration::from_secs(10), Metrics::default());
-        let first = bulkhead.acquire("test", [key("ada")]).await.expect("a permit");
-        let second = bulkhead.acquire("test", [key("ada"), key("ada")]).await.expect("each key counts once");
-        let mut third = Box::pin(bulkhead.acquire("test", [key("ada"), key("bob")]));
+        let first = bulkhead.acquire("test", Lane::Use, [key("ada")]).await.expect("a permit");
+        let second = bulkhead.acquire("test", Lane::Use, [key("ada"), key("ada")]).await.expect("each key counts once");
+        let mut third = Box::pin(bulkhead.acquire("test", Lane::Use, [key("ada"), key("bob")]));
         assert!(third.as_mut().now_or_never().is_none());
-        assert!(bulkhead.acquire("test", [key("eve")]).await.is_ok(), "other keys are independent");
+        assert!(bulkhead.acquire("test", Lane::Use, [key("eve")]).await.is_ok(), "other keys are independent");
         drop(first);
         let third = third.await.expect("its permit");
         drop((second, third));
@@ -154,13 +169,17 @@ mod tests {
     #[tokio::test]
     async fn the_queue_and_the_wait_are_bounded() {
         let bulkhead = Bulkhead::new(Duration::from_millis(50), Metrics::default());
-        let held: Vec<_> =
-            futures_util::future::join_all((0..CONCURRENT_MAX).map(|_| bulkhead.acquire("test", [key("ada")]))).await;
+        let held: Vec<_> = futures_util::future::join_all(
+            (0..CONCURRENT_MAX).map(|_| bulkhead.acquire("test", Lane::Use, [key("ada")])),
+        )
+        .await;
         assert!(held.iter().all(Result::is_ok));
-        let mut waiting: Vec<_> = (0..WAITING_MAX).map(|_| Box::pin(bulkhead.acquire("test", [key("ada")]))).collect();
+        let mut waiting: Vec<_> =
+            (0..WAITING_MAX).map(|_| Box::pin(bulkhead.acquire("test", Lane::Use, [key("ada")]))).collect();
         assert!(waiting.iter_mut().all(|one| one.as_mut().now_or_never().is_none()));
-        let refused = bulkhead.acquire("test", [key("ada")]).await;
+        let refused = bulkhead.acquire("test", Lane::Use, [key("ada")]).await;
         assert!(matches!(refused, Err(Error::Refused(Refusal::RateLimited { .. }))));
+        assert!(bulkhead.acquire("test", Lane::SignOut, [key("ada")]).await.is_ok(), "another lane is independent");
         let late = waiting.remove(0).await;
         assert!(matches!(late, Err(Error::Store(_))), "fails in time");
         drop((waiting, held));

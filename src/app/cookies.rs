@@ -79,7 +79,8 @@ impl App {
     pub(super) fn fits_cookie(&self, snapshot: &Snapshot, session: &Session, now: Timestamp) -> Result<bool, Error> {
         let Some(policy) = snapshot.policy(&session.project) else { return Ok(false) };
         // As long as it can be: the epochs may have any number of digits.
-        let longest = Session { epoch: Epoch { project: i64::MAX, user: i64::MAX }, ..session.clone() };
+        let epoch = Epoch { project: i64::MAX, user: i64::MAX };
+        let longest = Session { epoch, own_epoch: i64::MAX, ..session.clone() };
         let bytes = self.access_token_bytes(snapshot, &longest, now)?;
         Ok(cookies::fits(&session.project, &policy.cookies.scope, bytes))
     }

@@ -10,6 +10,7 @@ use super::Error;
 use super::Grant;
 use super::Service;
 use super::bulkhead::Key;
+use super::bulkhead::Lane;
 use super::cookies::does_not_fit;
 use super::grant::Granted;
 use super::group::Group;
@@ -126,7 +127,7 @@ impl App {
             }
         }
         let user = Key::User(sign_in.project.clone(), sign_in.new.user.clone());
-        let permit = self.bulkhead.acquire(OPERATION, [user]).await?;
+        let permit = self.bulkhead.acquire(OPERATION, Lane::Use, [user]).await?;
         let work = move |mut tx: Tx| async move {
             let done = match open_alone(&mut tx, &sign_in).await? {
                 Ok(opened) => tx.commit(Ok(opened)).await,

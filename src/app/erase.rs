@@ -6,6 +6,7 @@ use super::App;
 use super::Caller;
 use super::Error;
 use super::bulkhead::Key;
+use super::bulkhead::Lane;
 use super::list::named_user;
 use crate::store;
 use crate::store::AuditEvent;
@@ -85,8 +86,10 @@ impl App {
         T: Send + 'static,
     {
         let erasure = erasure.clone();
-        let permit =
-            self.bulkhead.acquire("erase_user", [Key::User(erasure.project.clone(), erasure.user.clone())]).await?;
+        let permit = self
+            .bulkhead
+            .acquire("erase_user", Lane::Revoke, [Key::User(erasure.project.clone(), erasure.user.clone())])
+            .await?;
         let step = move |tx| async move {
             // Held until the transaction ends, whether it commits or rolls back.
             let _permit = permit;

@@ -13,6 +13,7 @@ use super::Client;
 use super::Error;
 use super::Grant;
 use super::bulkhead::Key;
+use super::bulkhead::Lane;
 use super::grant::Granted;
 use super::group::Group;
 use super::keys::Snapshot;
@@ -158,7 +159,7 @@ impl App {
             return Ok(outcome);
         }
         let key = Key::Session(project.clone(), request.presented.session());
-        let permit = self.bulkhead.acquire(OPERATION, [key]).await?;
+        let permit = self.bulkhead.acquire(OPERATION, Lane::Use, [key]).await?;
         let rates = self.rates.clone();
         let work = move |tx: Tx| async move {
             let done = rotate_alone(tx, &request, &rates).await;

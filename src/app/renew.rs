@@ -50,10 +50,13 @@ type Key = (ProjectId, String, Option<IpAddr>, Option<String>);
 
 type Outcome = Result<Arc<Grant>, Error>;
 
+/// Where requests get the result from: `None` while the refresh is in progress.
+type SharedOutcome = watch::Receiver<Option<Outcome>>;
+
 /// A refresh that is in progress, or has just finished.
 struct Entry {
-    /// `None` while it is in progress. Set by its own task, whether or not a request still waits for it.
-    outcome: watch::Receiver<Option<Outcome>>,
+    /// Set by its own task, whether or not a request still waits for it.
+    outcome: SharedOutcome,
     /// Until when others may have its result.
     until: Timestamp,
 }
@@ -96,26 +99,24 @@ impl App {
                 | Refusal::UnparsableAccessToken
         );
         let Some(presented) = refresh.filter(|_| is_spent) else { return Err(refusal.into()) };
-        let renewed = match self.renew(project, presented, origin).await {
-            Ok(grant) => match self.verify_grant(project, grant).await {
-                // The result of a refresh that others began before the token was superseded: refresh once more.
-                Err(Error::Refused(Refusal::AccessTokenSuperseded)) => {
-                    self.renewals.forget(&renewal_key(project, presented, origin));
-                    match self.renew(project, presented, origin).await {
-                        Ok(grant) => self.verify_grant(project, grant).await,
-                        Err(error) => Err(error),
-                    }
-                }
-                verified => verified,
-            },
-            Err(error) => Err(error),
-        };
-        match renewed {
+        match self.renew_and_verify(project, presented, origin).await {
             Err(Error::Refused(Refusal::RefreshTokenNotFoundOrExpired)) => Err(match refusal {
                 Refusal::CredentialsMissing => Refusal::SessionRevoked.into(),
                 refusal => refusal.into(),
             }),
             outcome => outcome,
+        }
+    }
+
+    async fn renew_and_verify(&self, project: &ProjectId, presented: &str, origin: &Origin) -> Result<Renewed, Error> {
+        let (shared, grant) = self.renew(project, presented, origin, None).await?;
+        match self.verify_grant(project, grant).await {
+            // The result of a refresh that others began: its token was superseded since, or has expired, if tokens live for seconds.
+            Err(Error::Refused(Refusal::AccessTokenSuperseded | Refusal::AccessTokenExpired { .. })) => {
+                let (_, grant) = self.renew(project, presented, origin, Some(&shared)).await?;
+                self.verify_grant(project, grant).await
+            }
+            verified => verified,
         }
     }
 
@@ -127,16 +128,24 @@ impl App {
     }
 
     /// Refreshes the session of a refresh token of the project, together with others that present the same one from the same place.
-    async fn renew(&self, project: &ProjectId, presented: &str, origin: &Origin) -> Outcome {
+    /// Does not take the result that is out of date. Returns where the result came from, too.
+    async fn renew(
+        &self,
+        project: &ProjectId,
+        presented: &str,
+        origin: &Origin,
+        out_of_date: Option<&SharedOutcome>,
+    ) -> Result<(SharedOutcome, Arc<Grant>), Error> {
         let token = RefreshToken::parse(presented).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
         // A made-up token takes no place among the results.
         self.genuine_refresh_key(&token).await?;
         let key = renewal_key(project, presented, origin);
         let begin = || self.begin_renewal(key.clone(), token, origin);
-        let mut outcome = self.renewals.join(&key, self.clock.now(), begin);
-        let finished = outcome.wait_for(Option::is_some).await;
+        let mut shared = self.renewals.join(&key, self.clock.now(), out_of_date, begin);
+        let finished = shared.wait_for(Option::is_some).await;
         // Without one, its task has panicked, or the server stops: try again.
-        finished.ok().and_then(|outcome| outcome.clone()).unwrap_or(Err(Error::FeedInterrupted))
+        let outcome = finished.ok().and_then(|outcome| outcome.clone()).unwrap_or(Err(Error::FeedInterrupted));
+        outcome.map(|grant| (shared, grant))
     }
 
     /// On a task of its own: a request that is cancelled must not stop the others.
@@ -163,10 +172,17 @@ fn renewal_key(project: &ProjectId, presented: &str, origin: &Origin) -> Key {
 }
 
 impl SharedRefreshes {
-    /// The refresh that is in progress or has just finished, or a new one.
-    fn join(&self, key: &Key, now: Timestamp, begin: impl FnOnce() -> Entry) -> watch::Receiver<Option<Outcome>> {
+    /// The refresh that is in progress or has just finished, unless it is the one that is out of date; or a new one.
+    fn join(
+        &self,
+        key: &Key,
+        now: Timestamp,
+        out_of_date: Option<&SharedOutcome>,
+        begin: impl FnOnce() -> Entry,
+    ) -> SharedOutcome {
         let Entries { entries, purge_at } = &mut *self.0.lock().expect("no one panics while holding it");
-        if let Some(entry) = entries.get(key).filter(|entry| entry.can_be_joined(now)) {
+        let is_current = |entry: &&Entry| out_of_date.is_none_or(|other| !entry.outcome.same_channel(other));
+        if let Some(entry) = entries.get(key).filter(|entry| entry.can_be_joined(now)).filter(is_current) {
             return entry.outcome.clone();
         }
         if purge_at.is_none_or(|at| now >= at) {
@@ -175,7 +191,7 @@ impl SharedRefreshes {
         }
         let entry = begin();
         let outcome = entry.outcome.clone();
-        if entries.len() < RESULTS_MAX {
+        if entries.len() < RESULTS_MAX || entries.contains_key(key) {
             entries.insert(key.clone(), entry);
         }
         outcome

@@ -11,6 +11,7 @@ use super::App;
 use super::Client;
 use super::Error;
 use super::bulkhead::Key;
+use super::bulkhead::Lane;
 use super::group::Group;
 use crate::store;
 use crate::store::RefusedAttempt;
@@ -136,12 +137,12 @@ impl App {
         }
     }
 
-    /// Signs a browser out: as [`App::revoke_current`], but succeeds whatever its cookies hold. What is not a genuine token signs
-    /// nobody in, and the user wants to be rid of it.
+    /// Signs a browser out: as [`App::revoke_current`], but succeeds if its cookies hold no genuine token. That signs nobody in,
+    /// and the user wants to be rid of it.
     ///
     /// # Errors
     ///
-    /// Fails if the database operation fails: then a session may live on.
+    /// Fails if a session may live on: if too many wait for it, or if the database operation fails.
     pub async fn sign_out_browser(
         &self,
         holder: TokenHolder,
@@ -149,7 +150,7 @@ impl App {
         origin: Origin,
     ) -> Result<RevokeOutcome, Error> {
         match self.revoke_current(holder, Some(client), origin).await {
-            Err(Error::Refused(_)) => Ok(RevokeOutcome { already: true }),
+            Err(Error::Refused(refusal)) if refusal.is_of_no_session() => Ok(RevokeOutcome { already: true }),
             ended => ended,
         }
     }
@@ -165,7 +166,7 @@ impl App {
             None => HashSet::new(),
         };
         let keys = asked.iter().map(|one| Key::Session(one.project.clone(), one.session));
-        let permit = self.bulkhead.acquire(SESSIONS_REVOKE, keys).await?;
+        let permit = self.bulkhead.acquire(SESSIONS_REVOKE, Lane::SignOut, keys).await?;
         ended.extend(self.urgent.sessions_revoke(asked, permit).await?);
         Ok(ended)
     }

@@ -7,6 +7,7 @@ use super::App;
 use super::Caller;
 use super::Error;
 use super::bulkhead::Key;
+use super::bulkhead::Lane;
 use super::credentials::VerifiedCaller;
 use super::idempotency::IdempotencyKey;
 use super::list::check_own_user;
@@ -128,7 +129,7 @@ impl App {
         let request = CutOffRequest { project, user, own, spares_own, spared, idempotency, by, origin, now, bucket };
         let session = request.own.or(spared).map(|own| Key::Session(request.project.clone(), own));
         let keys = [Key::User(request.project.clone(), request.user.clone())].into_iter().chain(session);
-        let permit = self.bulkhead.acquire("revoke_all_sessions", keys).await?;
+        let permit = self.bulkhead.acquire("revoke_all_sessions", Lane::Revoke, keys).await?;
         let work = move |mut tx: Tx| async move {
             let done = match revoke(&mut tx, request).await? {
                 Ok(cut) => tx.commit(Ok(cut)).await,
@@ -171,7 +172,9 @@ async fn revoke(tx: &mut Tx, request: CutOffRequest) -> Result<RevokeAllResult, 
         Some(id) => tx.session_lock(&project, id).await?.map(|stored| stored.session),
         None => None,
     };
-    if spared.is_some() && held.as_ref().is_none_or(|session| session.user != user) {
+    // One that is unknown may have ended and been deleted since, and then it is not kept either; unless it was another user's.
+    let is_users = |id: SessionId| held.as_ref().map_or(id.bucket() == bucket, |session| session.user == user);
+    if !spared.is_none_or(is_users) {
         return Ok(Err(Refusal::SessionNotFound));
     }
     let Some(epoch) = tx.epoch_raise(&project, &user, bucket, now).await? else {

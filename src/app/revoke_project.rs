@@ -47,7 +47,7 @@ impl App {
                 let outcome = RequestOutcome::RevokedAll(0);
                 match tx.request_claim(&project, bucket, key.id, outcome, &key.digest, now).await? {
                     RequestIdStatus::New => {}
-                    RequestIdStatus::Repeated(RequestOutcome::RevokedAll(_)) => return tx.commit(Ok(())).await,
+                    RequestIdStatus::Repeated(RequestOutcome::RevokedAll(_)) => return tx.commit(Ok(true)).await,
                     RequestIdStatus::Repeated(RequestOutcome::Opened(_)) | RequestIdStatus::Conflict => {
                         return tx.rollback(Err(Refusal::invalid("request_id", "was used for another request"))).await;
                     }
@@ -67,8 +67,13 @@ impl App {
                 })
                 .await?;
             }
-            tx.commit(Ok(())).await
+            tx.commit(Ok(false)).await
         };
-        Ok(self.store.transact("revoke_project_sessions", work).await??)
+        let is_repeat = self.store.transact("revoke_project_sessions", work).await??;
+        if is_repeat {
+            // The first one may have been answered by another replica.
+            self.feed.catch_up().await;
+        }
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ use super::Client;
 use super::Error;
 use super::RevokeOutcome;
 use super::bulkhead::Key;
+use super::bulkhead::Lane;
 use super::credentials::VerifiedCaller;
 use super::list::named_user;
 use crate::store;
@@ -59,7 +60,7 @@ impl App {
                     Key::Session(token.project().clone(), id),
                     Key::User(token.project().clone(), token.user().clone()),
                 ];
-                let permit = self.bulkhead.acquire("revoke_session", keys).await?;
+                let permit = self.bulkhead.acquire("revoke_session", Lane::Revoke, keys).await?;
                 let (project, own) = (token.project().clone(), token.session());
                 let work = move |mut tx: Tx| async move {
                     let outcome = revoke_own(&mut tx, &token, id, &origin, now).await?;
@@ -74,8 +75,10 @@ impl App {
             VerifiedCaller::Service(service) => {
                 let user = user_id.as_deref().map(named_user).transpose()?;
                 let (by, project) = (EndedBy::Service(service.key), service.project.clone());
-                let permit =
-                    self.bulkhead.acquire("revoke_session", [Key::Session(service.project.clone(), id)]).await?;
+                let permit = self
+                    .bulkhead
+                    .acquire("revoke_session", Lane::Revoke, [Key::Session(service.project.clone(), id)])
+                    .await?;
                 let work = move |mut tx: Tx| async move {
                     let outcome = revoke_any(&mut tx, &service.project, user.as_ref(), id, by, &origin, now).await?;
                     let done = tx.commit(outcome).await;

@@ -6,6 +6,7 @@ use super::App;
 use super::Caller;
 use super::Error;
 use super::bulkhead::Key;
+use super::bulkhead::Lane;
 use super::cookies::does_not_fit;
 use crate::store::BulkRevocation;
 use crate::store::Role;
@@ -32,7 +33,8 @@ impl App {
         let (now, project) = (self.clock.now(), service.project.clone());
         let id = SessionId::parse(id).ok_or_else(|| Refusal::invalid("session.id", "must be a session's id"))?;
         let change = change.check().map_err(Refusal::Schema)?;
-        let permit = self.bulkhead.acquire("update_session", [Key::Session(service.project.clone(), id)]).await?;
+        let permit =
+            self.bulkhead.acquire("update_session", Lane::Use, [Key::Session(service.project.clone(), id)]).await?;
         let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;
         let has_cookies = snapshot.policy(&project).is_some_and(|policy| policy.cookies.scope.is_on());
         let app = self.clone();

@@ -12,8 +12,8 @@ use sessiond_core::session::policy::CookieScope;
 /// The most bytes of cookies in a request.
 pub const COOKIE_BYTES_MAX: usize = 16 * 1024;
 
-/// The most values under one name that are looked at.
-const VALUES_MAX: usize = 4;
+/// The most values under one name that are looked at: each may be a signature to check.
+const VALUES_MAX: usize = 16;
 
 /// A request has more than [`COOKIE_BYTES_MAX`] bytes of cookies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct RequestCookies<'h> {
     pub access: Vec<Cow<'h, str>>,
     /// Those of the refresh token.
     pub refresh: Vec<Cow<'h, str>>,
+    /// Whether there were more values than are looked at.
+    pub is_cut: bool,
 }
 
 impl<'h> RequestCookies<'h> {
@@ -48,8 +50,12 @@ impl<'h> RequestCookies<'h> {
             };
             let value = String::from_utf8_lossy(value);
             let values = if kind == ACCESS { &mut found.access } else { &mut found.refresh };
-            if !value.is_empty() && values.len() < VALUES_MAX && !values.contains(&value) {
-                values.push(value);
+            if value.is_empty() || values.contains(&value) {
+                continue;
+            }
+            match values.len() < VALUES_MAX {
+                true => values.push(value),
+                false => found.is_cut = true,
             }
         }
         Ok(found)

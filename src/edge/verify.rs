@@ -24,6 +24,7 @@ use super::guardrail::GuardrailLayer;
 use super::observe::ObserveLayer;
 use crate::cookies::CSRF_HEADER;
 use crate::cookies::FetchHeaders;
+use crate::cookies::SetCookies;
 use crate::forwarded::TrustedPeer;
 use crate::pb::envoy;
 use crate::pb::envoy::CheckResponse;
@@ -89,17 +90,26 @@ impl Verify {
         let (Parts { method, uri, headers, extensions, .. }, _) = request.into_parts();
         let call = self.observe.begin(CHECK, &extensions);
         let VerifyQuery { login, keeps_status, step_up } = VerifyQuery::read(uri.query());
-        let asked = proxied_request(Some(project), login, &headers, &extensions);
-        let asked = ProxiedRequest { step_up, ..asked };
+        let mut asked = proxied_request(Some(project), login, &headers, &extensions);
+        asked.step_up = step_up;
+        // The same query may be the client's own, which the proxy has passed on: a client must not name the login page.
+        if asked.path.split_once('?').is_some_and(|(_, query)| Some(query) == uri.query()) {
+            asked.login = None;
+        }
         let decision = self.decide(asked, &extensions).await;
         call.end(decision.as_ref().err());
         let response = match decision {
             Ok(Ok(passed)) => pass(&passed),
             Ok(Err(denial)) => {
                 let redirects = denial.location.is_some() && !keeps_status;
+                // For a proxy that keeps the status: no other may pass these on, because pages can read them.
+                let set = denial.set.clone().filter(|_| keeps_status);
                 let mut response = render(check::denied(denial));
                 if redirects {
                     *response.status_mut() = StatusCode::FOUND;
+                }
+                if let Some(set) = set {
+                    set_one_by_one(response.headers_mut(), &set);
                 }
                 response
             }
@@ -239,11 +249,6 @@ pub(super) fn pass(passed: &Pass) -> Response {
 /// The access token for the application, the request's other cookies, and after a refresh the new ones: twice, because some proxies
 /// copy all headers of one name, and others only the first, or join them.
 fn pass_cookies(headers: &mut HeaderMap, CookiePass { authorization, set, others }: &CookiePass) {
-    let secret = |text: &str| {
-        let mut value = HeaderValue::try_from(text).expect("tokens and attributes are plain characters");
-        value.set_sensitive(true);
-        value
-    };
     headers.insert(header::AUTHORIZATION, secret(authorization));
     headers.insert(OTHER_COOKIES, secret(others));
     // Traefik copies headers only to those of the same name.
@@ -252,9 +257,21 @@ fn pass_cookies(headers: &mut HeaderMap, CookiePass { authorization, set, others
         let [access, refresh] = set.values();
         headers.append(header::SET_COOKIE, secret(access));
         headers.append(header::SET_COOKIE, secret(refresh));
-        headers.insert(SET_ACCESS, secret(access));
-        headers.insert(SET_REFRESH, secret(refresh));
+        set_one_by_one(headers, set);
     }
+}
+
+/// The new cookies in headers of their own.
+fn set_one_by_one(headers: &mut HeaderMap, set: &SetCookies) {
+    let [access, refresh] = set.values();
+    headers.insert(SET_ACCESS, secret(access));
+    headers.insert(SET_REFRESH, secret(refresh));
+}
+
+fn secret(text: &str) -> HeaderValue {
+    let mut value = HeaderValue::try_from(text).expect("tokens and attributes are plain characters");
+    value.set_sensitive(true);
+    value
 }
 
 /// Renders Envoy's refusal as an HTTP response.
@@ -268,7 +285,8 @@ pub(super) fn render(answer: CheckResponse) -> Response {
     *response.status_mut() = Code::from_number(code).http_status();
     for envoy::HeaderValue { key, value, .. } in headers.into_iter().filter_map(|option| option.header) {
         let name = HeaderName::try_from(key).expect("we have written it");
-        response.headers_mut().insert(name, HeaderValue::try_from(value).expect("encoded, or our own words"));
+        // Only cookies are there twice.
+        response.headers_mut().append(name, HeaderValue::try_from(value).expect("encoded, or our own words"));
     }
     response
 }

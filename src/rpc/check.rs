@@ -157,6 +157,9 @@ pub struct Denial {
     pub refusal: Refusal,
     /// Where to send its user, if it loads a page and the proxy's configuration names a login page.
     pub location: Option<String>,
+    /// The new cookies, if the session was refreshed and the request is denied all the same. Without them the browser would
+    /// present its old refresh token again.
+    pub set: Option<SetCookies>,
 }
 
 /// The headers of a WebSocket handshake that proxies pass on: `Upgrade` is for one connection only.
@@ -190,19 +193,30 @@ impl Authorization {
     ///
     /// Fails if it cannot be decided now.
     pub async fn decide(&self, asked: &ProxiedRequest<'_>, ip: Option<IpAddr>) -> Result<Decision, Status> {
-        let verified = self.verify(asked).await;
+        let verified = self.verify_as_required(asked).await;
         let (method, path) = (Loggable(&asked.method), Loggable(&asked.path));
         tracing::debug!(%method, %path, passes = verified.is_ok(), request_id = %telemetry::request_id(), "verified a request for a proxy");
         match verified {
             Ok(pass) => Ok(Ok(pass)),
-            Err(Error::Refused(refusal)) if is_final(&refusal) => {
+            Err((Error::Refused(refusal), set)) if is_final(&refusal) => {
                 // Not an error of the call, so the outer layers do not count it.
                 status::note(&self.app.metrics, refusal.reason(), ip);
                 telemetry::request::note_reason(refusal.reason().name());
                 let location = login_location(asked, &refusal);
-                Ok(Err(Denial { refusal, location }))
+                Ok(Err(Denial { refusal, location, set }))
             }
-            Err(failure) => Err(status::of(failure)),
+            Err((failure, _)) => Err(status::of(failure)),
+        }
+    }
+
+    /// Verifies the request, and that its user has authenticated as required. Fails with the new cookies, if the session was
+    /// refreshed.
+    async fn verify_as_required(&self, asked: &ProxiedRequest<'_>) -> Result<Pass, (Error, Option<SetCookies>)> {
+        let required = asked.step_up.parse().map_err(|refusal| (refusal.into(), None))?;
+        let pass = self.verify(asked).await.map_err(|error| (error, None))?;
+        match self.app.check_authentication(&pass.token, &required) {
+            Ok(()) => Ok(pass),
+            Err(refusal) => Err((refusal.into(), pass.cookies.and_then(|cookies| cookies.set))),
         }
     }
 
@@ -211,7 +225,7 @@ impl Authorization {
         let named = asked.project.as_deref();
         let project = named.and_then(ProjectId::parse).ok_or(Refusal::ProjectNotFound);
         let verified = match project {
-            Ok(project) => self.verify_for(&project, asked).await,
+            Ok(project) => self.verify_token(&project, asked).await,
             Err(refusal) => Err(refusal.into()),
         };
         if matches!(verified, Err(Error::Refused(Refusal::ProjectNotFound))) {
@@ -229,13 +243,6 @@ impl Authorization {
             }
         }
         verified
-    }
-
-    async fn verify_for(&self, project: &ProjectId, asked: &ProxiedRequest<'_>) -> Result<Pass, Error> {
-        let required = asked.step_up.parse()?;
-        let pass = self.verify_token(project, asked).await?;
-        self.app.check_authentication(&pass.token, &required)?;
-        Ok(pass)
     }
 
     async fn verify_token(&self, project: &ProjectId, asked: &ProxiedRequest<'_>) -> Result<Pass, Error> {
@@ -378,8 +385,7 @@ pub fn allowed(pass: &Pass, keeps_cookies: bool) -> CheckResponse {
             (false, true) => headers_to_remove.push("cookie".to_owned()),
             (false, false) => headers.push(set("cookie", others.clone())),
         }
-        let values = new.iter().flat_map(SetCookies::values);
-        response_headers_to_add = values.map(|value| add("set-cookie", value.to_owned())).collect();
+        response_headers_to_add = new.iter().flat_map(set_cookies).collect();
         if new.is_some() {
             // Whatever the application says about its response: a cache must not give these cookies to others.
             response_headers_to_add.push(set("cache-control", UNCACHED.to_owned()));
@@ -419,9 +425,9 @@ const fn is_final(refusal: &Refusal) -> bool {
     )
 }
 
-/// Denies the request: 302 if its user is sent to a login page, 401, 403 or 400 if the client is at fault, 500 if the proxy's
-/// configuration is.
-pub fn denied(Denial { refusal, location }: Denial) -> CheckResponse {
+/// Denies the request: 302 if its user is sent to a login page, 401, 403 or 400 if the client is at fault, 500 or 400 if the
+/// proxy's configuration is.
+pub fn denied(Denial { refusal, location, set: new }: Denial) -> CheckResponse {
     let code = match (&refusal, &location) {
         (_, Some(_)) => 302,
         (Refusal::ProjectNotFound, None) => 500,
@@ -436,7 +442,7 @@ pub fn denied(Denial { refusal, location }: Denial) -> CheckResponse {
     let headers = headers.chain(location.map(|location| ("location", location)));
     let denied = DeniedHttpResponse {
         status: Some(HttpStatus { code }),
-        headers: headers.map(|(name, value)| set(name, value)).collect(),
+        headers: headers.map(|(name, value)| set(name, value)).chain(new.iter().flat_map(set_cookies)).collect(),
         body: reason::json(&status).to_string(),
     };
     CheckResponse {
@@ -461,6 +467,10 @@ impl fmt::Display for Loggable<'_> {
             false => formatter.write_char(letter),
         })
     }
+}
+
+fn set_cookies(new: &SetCookies) -> [HeaderValueOption; 2] {
+    new.values().map(|value| add("set-cookie", value.to_owned()))
 }
 
 /// A header that replaces all of its name.

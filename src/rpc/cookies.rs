@@ -44,6 +44,8 @@ pub(super) struct CookieCredentials {
     policy: CookiePolicy,
     access: Vec<String>,
     refresh: Vec<String>,
+    /// Whether there were more than these.
+    is_cut: bool,
 }
 
 impl CookieCredentials {
@@ -86,7 +88,8 @@ impl CookieCredentials {
             return Err(status::refused(Refusal::AmbiguousCookie));
         };
         let owned = |values: Vec<std::borrow::Cow<'_, str>>| values.into_iter().map(Into::into).collect();
-        Ok(Some(Self { project, policy, access: owned(cookies.access), refresh: owned(cookies.refresh) }))
+        let (access, refresh) = (owned(cookies.access), owned(cookies.refresh));
+        Ok(Some(Self { project, policy, access, refresh, is_cut: cookies.is_cut }))
     }
 
     /// The user whose access token is in the cookie.
@@ -121,6 +124,15 @@ impl CookieCredentials {
             refresh: self.refresh.iter().map(|value| RefreshToken::parse(Lifetime::of(value).0)).collect(),
             server_key: false,
         }
+    }
+
+    /// Refuses to say that the browser is signed out if there were more tokens than were looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::AmbiguousCookie`].
+    pub(super) fn check_whole(&self) -> Result<(), Status> {
+        if self.is_cut { Err(status::refused(Refusal::AmbiguousCookie)) } else { Ok(()) }
     }
 
     /// Confines a request to the project that the cookies' names say.

@@ -7,7 +7,6 @@ use tokio_postgres::error::SqlState;
 
 use super::refused::DatabaseRefusal;
 use super::wire::is_statement_lost;
-use super::writers::CLOSED;
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
@@ -73,12 +72,6 @@ impl Error {
                     name if name.ends_with(DIVIDED_CHECK) => Self::unavailable(operation, OTHER_SLOTS),
                     name => Self::Conflict { operation, constraint: name.to_owned() },
                 },
-                // A statement that revokes found its writer closed: nothing was revoked.
-                (DatabaseErrorKind::NotNullViolation, _)
-                    if info.table_name() == Some("revocations") && info.column_name() == Some("writer") =>
-                {
-                    Self::unavailable(operation, CLOSED)
-                }
                 (kind, _) if broken || is_outage(&kind, code.as_ref()) || is_node_lost(code.as_ref(), is_divided) => {
                     let message = info.message().to_owned();
                     let source = match code {
@@ -161,7 +154,7 @@ fn is_passing(code: &SqlState) -> bool {
     const CODES: [&str; 7] = ["25006", "25P03", "25P04", "55P03", "55006", "72000", "F0000"];
     /// The schema differs from this binary's: a migration was reverted, is pending, or changes the result of a prepared
     /// statement; or the role lacks the privilege.
-    const SCHEMA: [&str; 5] = ["42P01", "42703", "3F000", "0A000", "42501"];
+    const SCHEMA: [&str; 6] = ["42P01", "42703", "42883", "3F000", "0A000", "42501"];
     let text = code.code();
     CLASSES.iter().any(|class| text.starts_with(class))
         || CODES.contains(&text)
@@ -224,7 +217,7 @@ mod tests {
     fn an_outage_is_recognised_by_its_code_and_not_by_its_text() {
         let codes =
             "08006 08P01 25006 26000 40001 40P01 53100 53200 53300 53400 55P03 57000 57014 57P01 57P02 57P03 57P04
-            57P05 58000 58030 58P01 42P01 42703 3F000 0A000 42501";
+            57P05 58000 58030 58P01 42P01 42703 42883 3F000 0A000 42501";
         for code in codes.split_whitespace() {
             let error = classified(Some(code), DatabaseErrorKind::Unknown, "storniere Anfrage");
             assert!(matches!(error, Error::Unavailable { .. }), "{code}: {error:?}");

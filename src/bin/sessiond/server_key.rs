@@ -32,7 +32,7 @@ pub(crate) enum ServerKeyCommand {
     Create(ServerKeyCreateArgs),
     /// List a project's server keys, including revoked ones and those of client certificates. Secrets are not stored.
     List(KeyListArgs),
-    /// Take away from what a server key may do; what remains is printed. Every server applies it within five seconds.
+    /// Take away from what a server key may do; what remains is printed. Every server applies it to requests within five seconds.
     Narrow(ServerKeyNarrowArgs),
     /// Revoke a server key: every server refuses it within milliseconds, by the feed. Idempotent.
     Revoke(ServerKeyRevokeArgs),
@@ -176,7 +176,7 @@ async fn narrow(args: ServerKeyNarrowArgs) -> CommandResult {
     let is = format!("server key {key} has the role {}, {impersonation}, and {end}", after.role.as_str());
     Ok(print::done(match before == after {
         true => format!("{is}: nothing to take away"),
-        false => format!("{is}; every server applies it within 5 s"),
+        false => format!("{is}; every server applies it to requests within 5 s"),
     })?)
 }
 

@@ -103,6 +103,19 @@ impl Refusal {
     pub fn invalid(field: &'static str, expected: &'static str) -> Self {
         Self::Schema(vec![Violation { field, expected }])
     }
+
+    /// Whether it says that there is no genuine token of the project: nobody is signed in by what was presented.
+    #[must_use]
+    pub const fn is_of_no_session(&self) -> bool {
+        matches!(
+            self,
+            Self::CredentialsMissing
+                | Self::UnparsableAccessToken
+                | Self::RefreshTokenNotFoundOrExpired
+                | Self::WrongProject { .. }
+                | Self::ProjectNotFound
+        )
+    }
 }
 
 impl From<VerifyError> for Refusal {
