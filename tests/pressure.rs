@@ -619,7 +619,11 @@ async fn waiting_for_one_session_row_blocks_nobody_else() {
     };
     let others = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(service.database.lock_waits().await, 4, "two of each kind ask the database, the rest wait in process");
+        assert_eq!(
+            service.database.lock_waits().await,
+            4,
+            "two of each kind ask the database, the rest wait in process"
+        );
         for _ in 0..20 {
             let tablet = service.sign_in("eve", "tablet").await;
             tablet.sign_out().await.expect("signs out");
