@@ -144,7 +144,10 @@ class Database:
             if not node.is_running():
                 node.start()
         for node in self.nodes:
-            node.query(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)", database="postgres")
+            try:
+                node.query(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)", database="postgres")
+            except psycopg.Error as error:
+                print(f"deploy/citus: {self.name} is left on port {node.port}: {error}", file=sys.stderr)
 
     def wait(self, failure, holds, pause=0.2, patience=RECOVERY_MAX):
         deadline = time.monotonic() + patience
