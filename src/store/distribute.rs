@@ -107,8 +107,14 @@ pub(super) fn layout_of(facts: &str) -> Result<Layout, UnsupportedEngine> {
     if tables.contains_key(DISTRIBUTED[0]) && tables.iter().all(is_in_place) {
         return Ok(Layout::Divided);
     }
+    Err(UnsupportedEngine::Distributed { tables: managed(facts) })
+}
+
+/// The names of the tables that Citus manages, by the answer to [`layout_facts`].
+pub(super) fn managed(facts: &str) -> String {
+    let tables = parse(facts);
     let managed = tables.iter().filter(|(_, layout)| is_managed(layout)).map(|(name, _)| *name);
-    Err(UnsupportedEngine::Distributed { tables: managed.collect::<Vec<_>>().join(", ") })
+    managed.collect::<Vec<_>>().join(", ")
 }
 
 /// A setting for the transaction of a migration: all of it goes over one connection to each node, as foreign keys to tables on

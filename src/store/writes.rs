@@ -12,6 +12,7 @@ use super::Store;
 use super::distribute::Layout;
 use super::distribute::layout_facts;
 use super::distribute::layout_of;
+use super::distribute::managed;
 use super::engine;
 
 /// Why the database takes no writes.
@@ -67,10 +68,7 @@ impl Store {
         let distributed = match layout_of(&distributed) {
             Ok(Layout::Single) => String::new(),
             Ok(Layout::Divided) if self.target.slots().is_divided() => String::new(),
-            Ok(Layout::Divided) | Err(_) => {
-                let names = distributed.split(',').filter_map(|table| table.split(' ').next());
-                names.collect::<Vec<_>>().join(", ")
-            }
+            Ok(Layout::Divided) | Err(_) => managed(&distributed),
         };
         Ok(if is_read_only {
             Some(WritesRefused::ReadOnly)
