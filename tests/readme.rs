@@ -46,6 +46,7 @@ const UNRUN: &[(&str, &str)] = &[
     ("docs/operating/doctor.md", "needs a server in production; the tests of the doctor have theirs"),
     ("docs/operating/install.md", "installs packages of the system"),
     ("docs/operating/kubernetes.md", "needs a cluster"),
+    ("docs/operating/scale.md", "needs a Citus cluster"),
     ("docs/operating/tls.md", "needs certificates; the tests of TLS make theirs"),
     ("docs/operating/traces.md", "needs a collector"),
 ];
