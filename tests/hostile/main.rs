@@ -201,7 +201,8 @@ impl Target {
         let stop = Arc::new(AtomicBool::new(false));
         let attacking = attack.map(|attack| attacker.spawn(self.clone().attack(attack, Arc::clone(&stop))));
         if attack.is_some() {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            // What an attacker holds makes room after a second.
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
         }
         let (mut took, mut failed) = (vec![], 0);
         for (n, token) in tokens.iter().enumerate() {
