@@ -369,7 +369,7 @@ async fn filters_and_both_orders_agree_over_many_pages() {
                 || '8000' || lpad(to_hex(i), 12, '0'))::uuid AS id, now() - interval '3 seconds' + i * interval '1 ms' AS at,
                 'user-' || i % 7 AS name
             FROM generate_series(0, 2999) AS i)";
-    // Here in one slot, whoever they are about.
+    // All in one slot, whichever user they are about.
     let slot = service.slot_of(USER).await;
     for (insert, modulus) in [
         (

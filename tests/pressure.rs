@@ -254,6 +254,22 @@ async fn idle_connections_make_room_for_new_ones() {
     assert_eq!(late.send_request(request).await.expect("answers").status(), StatusCode::OK, "the idlest made room");
 }
 
+/// Connects this often from another address, and keeps the connections. Each must get an answer within the time.
+async fn get_in(service: &Service, count: usize, patience: Duration) {
+    let mut kept = vec![];
+    for n in 0..count {
+        let asked = async {
+            let mut late = http2(service, "127.0.0.3").await;
+            let request = Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
+            (late.send_request(request).await.expect("answers").status(), late)
+        };
+        let room = tokio::time::timeout(patience, asked).await;
+        let (status, late) = room.unwrap_or_else(|_| panic!("no room for connection {n}"));
+        assert_eq!(status, StatusCode::OK);
+        kept.push(late);
+    }
+}
+
 /// Whatever a client begins and does not finish makes room: a head, the first one or a later one, and a message over HTTP/1.1
 /// or HTTP/2, even if another call is begun again and again.
 #[tokio::test]
@@ -283,18 +299,7 @@ async fn requests_that_never_arrive_make_room_for_others() {
         }
     });
     tokio::time::sleep(Duration::from_millis(1_500)).await;
-    let mut kept = vec![];
-    for n in 0..5 {
-        let asked = async {
-            let mut late = http2(&service, "127.0.0.3").await;
-            let request = Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
-            (late.send_request(request).await.expect("answers").status(), late)
-        };
-        let room = tokio::time::timeout(Duration::from_secs(2), asked).await;
-        let (status, late) = room.unwrap_or_else(|_| panic!("no room for connection {n}"));
-        assert_eq!(status, StatusCode::OK);
-        kept.push(late);
-    }
+    get_in(&service, 5, Duration::from_secs(2)).await;
     assert_eq!(service.metric("sessiond_connections_closed_total{reason=\"room\"}").await, 5, "each of them made room");
     calling.abort();
 }
@@ -329,18 +334,7 @@ async fn a_public_stream_does_not_keep_its_connection_busy() {
         hogs.push((sender, answer));
     }
     tokio::time::sleep(Duration::from_millis(1_100)).await;
-    let mut kept = vec![];
-    for n in 0..6 {
-        let asked = async {
-            let mut late = http2(&service, "127.0.0.3").await;
-            let request = Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
-            (late.send_request(request).await.expect("answers").status(), late)
-        };
-        let room = tokio::time::timeout(Duration::from_secs(8), asked).await;
-        let (status, late) = room.unwrap_or_else(|_| panic!("no room for connection {n}"));
-        assert_eq!(status, StatusCode::OK);
-        kept.push(late);
-    }
+    get_in(&service, 6, Duration::from_secs(8)).await;
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ from faults import UNAFFECTED_MAX, Run, carry_out, conclude, parse, say
 DATABASE = "sessiond_faults"
 # How long writes may be refused, in seconds: Postgres must recover, and a prepared transaction be found and ended.
 RESTART_MAX, MOVE_MAX, PREPARED_MAX = 40, 20, 90
-# So many users are on every node with near certainty.
+# Enough that every node almost certainly has some.
 USERS = 16
 OURS = "application_name LIKE 'citus_internal%' AND datname = current_database() AND pid <> pg_backend_pid()"
 

@@ -23,7 +23,8 @@ use sessiond_core::id::SessionId;
 use sessiond_core::id::UserId;
 use sessiond_core::session::Refusal;
 
-/// The most operations of a lane on one key that use the database at a time. More than one, so that the next is ready when one commits.
+/// The most operations of a lane on one key that use the database at a time. More than one, so that the next is ready when one
+/// commits.
 const CONCURRENT_MAX: usize = 2;
 
 /// The most of a lane that wait for one key; further ones are refused.

@@ -61,7 +61,7 @@ impl session_service_server::SessionService for SessionService {
         if let Some(cookies) = self.cookies(&request).await? {
             let ended = self.app.sign_out_browser(cookies.token_holder(), cookies.client(), origin).await;
             let ended = ended.map_err(status::of)?;
-            // Another host may have planted so many that the genuine one was not among those.
+            // Another host may have planted others before the genuine one, which was not looked at then.
             cookies.check_whole()?;
             let mut response = Response::new(encode::ended(ended));
             cookies.clear(response.metadata_mut());

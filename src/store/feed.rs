@@ -392,13 +392,26 @@ impl Tx {
     }
 }
 
-statement! {
+/// A statement with the feed's history, for `HISTORY`: that of one database of one server. A copy of it has another one.
+macro_rules! statement_with_history {
+    ($(#[$doc:meta])* $name:ident -> $row:ident = $before:literal HISTORY $($rest:tt)+) => {
+        statement! {
+            $(#[$doc])*
+            $name -> $row =
+            $before
+            "(SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
+                (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
+                FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history"
+            $($rest)+
+        }
+    };
+}
+
+statement_with_history! {
     /// The writers, each with its newest entry. Of a closed one the last number is known even when its entries are swept.
     FeedWritersRead -> WriterRow =
     "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
-         (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
-           (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
-           FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
+         " HISTORY ",
          left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, now() AS at)
      SELECT present.snapshot, present.history, present.timeline, present.at AS read_at, w.id AS writer,
          coalesce(w.last, r.seq, 0) AS seq, r.access_expires_at
@@ -421,14 +434,12 @@ statement! {
     ""
 }
 
-statement! {
+statement_with_history! {
     /// The entries behind the known numbers, in order. Only those of registered writers: rows from a dump of another server
     /// may name others.
     FeedNext -> FeedNextRow =
     "WITH present AS MATERIALIZED (SELECT pg_current_snapshot()::text AS snapshot,
-         (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
-           (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
-           FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
+         " HISTORY ",
          left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, now() AS at)
      SELECT present.snapshot, present.history, present.timeline, present.at AS read_at, r.writer, r.seq, r.id, r.project_id,
          r.user_id, r.at, r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch,
@@ -445,24 +456,20 @@ statement! {
     ") AS r ORDER BY r.writer, r.seq LIMIT $3) AS r ON true"
 }
 
-statement! {
+statement_with_history! {
     /// Writes an empty message to the write-ahead log, and no row: nothing is left to vacuum, whatever snapshot another
     /// application holds. Returns the transaction and the server.
     FeedBeat -> BeatRow =
     "SELECT pg_current_xact_id()::text::bigint AS xid,
-         (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
-           (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
-           FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history,
+         " HISTORY ",
          left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
      FROM pg_logical_emit_message(true, 'sessiond', ''::text)"
 }
 
-statement! {
-    /// What the coordinator of a divided database has: the time, and the history. A copy of the database has another one.
+statement_with_history! {
+    /// What the coordinator of a divided database has: the time, and the history.
     FeedHead -> HeadRow =
-    "SELECT clock_timestamp() AS at, (SELECT md5(concat_ws(' ', id, (SELECT system_identifier FROM pg_control_system()),
-         (SELECT oid FROM pg_database WHERE datname = current_database())))::uuid
-         FROM feed_histories ORDER BY began_at DESC, id LIMIT 1) AS history"
+    "SELECT clock_timestamp() AS at, " HISTORY ""
 }
 
 // The next three read each slot at the node that has it. Only functions in the list of columns run there: one in FROM, and one

@@ -252,6 +252,11 @@ impl Target {
 
     async fn attack(self, attack: Attack, stop: Arc<AtomicBool>) -> Outcome<String> {
         let goes_on = || !stop.load(Ordering::Relaxed);
+        let until_stopped = async || {
+            while goes_on() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
         match attack {
             Attack::Heads => {
                 let mut held = vec![];
@@ -275,9 +280,7 @@ impl Target {
                     }
                     held.push(sender);
                 }
-                while goes_on() {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
+                until_stopped().await;
                 Ok(format!("{} streams opened", 17 * 248))
             }
             Attack::Idlers => {
@@ -290,11 +293,8 @@ impl Target {
                         break;
                     }
                 }
-                while goes_on() {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                let open = held.iter().filter(|sender| !sender.is_closed()).count();
-                Ok(format!("{open} of {} connections are still open", held.len()))
+                until_stopped().await;
+                Ok(still_open(&held))
             }
             Attack::Holders => {
                 let mut held = vec![];
@@ -310,11 +310,8 @@ impl Target {
                         break;
                     }
                 }
-                while goes_on() {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                let open = held.iter().filter(|sender| !sender.is_closed()).count();
-                Ok(format!("{open} of {} connections are still open", held.len()))
+                until_stopped().await;
+                Ok(still_open(&held))
             }
             Attack::Bodies => {
                 let mut held = vec![];
@@ -328,9 +325,7 @@ impl Target {
                     }
                     held.push(sender);
                 }
-                while goes_on() {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
+                until_stopped().await;
                 Ok("800 bodies begun".to_owned())
             }
             Attack::Pieces => {
@@ -472,6 +467,11 @@ impl Target {
         }
         Ok(())
     }
+}
+
+fn still_open(held: &[Sender]) -> String {
+    let open = held.iter().filter(|sender| !sender.is_closed()).count();
+    format!("{open} of {} connections are still open", held.len())
 }
 
 fn full(body: impl Into<Bytes>) -> Body {
