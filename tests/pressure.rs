@@ -304,6 +304,23 @@ async fn requests_that_never_arrive_make_room_for_others() {
     calling.abort();
 }
 
+/// Who holds many connections makes room before who holds one, even if that one is idle and the others are not.
+#[tokio::test]
+async fn the_address_with_the_most_connections_makes_room_first() {
+    let service = Service::start_with(|_, limits| {
+        limits.connections_max = 5;
+        limits.address_connections_max = Some(5);
+    })
+    .await;
+    let healthy = || Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
+    let mut kept = http2(&service, "127.0.0.4").await;
+    kept.send_request(healthy()).await.expect("answers");
+    let _held = hold_calls(&service, "127.0.0.2", CHECK, 400).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    get_in(&service, 3, Duration::from_secs(2)).await;
+    assert_eq!(kept.send_request(healthy()).await.expect("is still open").status(), StatusCode::OK);
+}
+
 /// Endless responses that anyone may request do not keep a connection busy: a health watch, a reflection stream, a
 /// response that the client does not read.
 #[tokio::test]

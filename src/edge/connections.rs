@@ -3,7 +3,8 @@
 //!
 //! An idle connection is a convenience, so it is closed for a client with a request. If none is idle, one whose requests are
 //! still being received is closed: a client that sends slowly, or not at all, must not keep others out. If the address has its
-//! share, one of its own connections is closed; if all slots are taken, the one that has waited longest.
+//! share, one of its own connections is closed; if all slots are taken, one of the address that has the most of them, so that
+//! who holds many makes room before who holds few.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use tokio::time::timeout;
 
 use super::activity::Activity;
+use super::activity::Wait;
 use crate::rates::network;
 use crate::telemetry::Metrics;
 
@@ -75,7 +77,7 @@ impl Connections {
         let own = state.addresses.entry(ip).or_default();
         let staying = own.values().filter(|activity| !activity.is_leaving()).count();
         if !is_trusted && staying >= self.0.address_max {
-            longest_waiting(own.values(), now)?.evict();
+            longest_waiting(own.values(), now)?.1.evict();
             self.0.metrics.connection_closed("share");
         }
         let activity = Activity::new();
@@ -86,20 +88,24 @@ impl Connections {
         Some((id, activity))
     }
 
-    /// Asks the connection that has waited longest for its client to close.
+    /// Asks a connection to close that waits for its client: of the address that has the most connections, the one that has
+    /// waited longest.
     fn make_room(&self, but: u64) {
-        let state = self.0.open.lock().expect("no one panics while holding it");
-        let all = state.addresses.values().flatten().filter(|(id, _)| **id != but).map(|(_, activity)| activity);
-        if let Some(waiting) = longest_waiting(all, Instant::now()) {
+        let (state, now) = (self.0.open.lock().expect("no one panics while holding it"), Instant::now());
+        let candidates = state.addresses.values().filter_map(|own| {
+            let others = own.iter().filter(|(id, _)| **id != but).map(|(_, activity)| activity);
+            longest_waiting(others, now).map(|(wait, activity)| (own.len(), wait, activity))
+        });
+        if let Some((.., waiting)) = candidates.max_by_key(|(count, wait, _)| (*count, *wait)) {
             waiting.evict();
             self.0.metrics.connection_closed("room");
         }
     }
 }
 
-fn longest_waiting<'a>(all: impl Iterator<Item = &'a Activity>, now: Instant) -> Option<&'a Activity> {
+fn longest_waiting<'a>(all: impl Iterator<Item = &'a Activity>, now: Instant) -> Option<(Wait, &'a Activity)> {
     let waiting = all.filter_map(|activity| Some((activity.wait(now)?, activity)));
-    waiting.filter(|(wait, _)| wait.time >= WAIT_MIN).max_by_key(|(wait, _)| *wait).map(|(_, activity)| activity)
+    waiting.filter(|(wait, _)| wait.time >= WAIT_MIN).max_by_key(|(wait, _)| *wait)
 }
 
 /// A connection's slot. Released when dropped.
