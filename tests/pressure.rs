@@ -304,7 +304,8 @@ async fn requests_that_never_arrive_make_room_for_others() {
     calling.abort();
 }
 
-/// Who holds many connections makes room before who holds one, even if that one is idle and the others are not.
+/// Who holds many connections makes room before who holds one, even if that one is idle and the others are not; and cannot
+/// take that one's room by connecting once more.
 #[tokio::test]
 async fn the_address_with_the_most_connections_makes_room_first() {
     let service = Service::start_with(|_, limits| {
@@ -315,7 +316,9 @@ async fn the_address_with_the_most_connections_makes_room_first() {
     let healthy = || Request::get("http://x/healthz").body(Empty::new().boxed()).expect("a request");
     let mut kept = http2(&service, "127.0.0.4").await;
     kept.send_request(healthy()).await.expect("answers");
-    let _held = hold_calls(&service, "127.0.0.2", CHECK, 400).await;
+    // When the last of these wants room, only the kept one has waited long enough to make it.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let _held = hold_calls(&service, "127.0.0.2", CHECK, 500).await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     get_in(&service, 3, Duration::from_secs(2)).await;
     assert_eq!(kept.send_request(healthy()).await.expect("is still open").status(), StatusCode::OK);

@@ -4,7 +4,7 @@
 //! An idle connection is a convenience, so it is closed for a client with a request. If none is idle, one whose requests are
 //! still being received is closed: a client that sends slowly, or not at all, must not keep others out. If the address has its
 //! share, one of its own connections is closed; if all slots are taken, one of the address that has the most of them, so that
-//! who holds many makes room before who holds few.
+//! who holds many makes room before who holds few, and does not take the room of who holds few either.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -62,8 +62,11 @@ impl Connections {
         };
         let mut slot = ConnectionSlot { connections: self.clone(), ip, id, activity, _permit: None };
         slot._permit = Arc::clone(&self.0.slots).try_acquire_owned().ok();
+        let since = Instant::now();
         while slot._permit.is_none() {
-            self.make_room(id);
+            // Within this time, connections of the newcomer's own address can make room, if they wait at all.
+            let spares_lighter = !is_trusted && since.elapsed() < WAIT_MIN;
+            self.make_room(&slot, spares_lighter);
             let waiting = timeout(ROOM_INTERVAL, Arc::clone(&self.0.slots).acquire_owned());
             slot._permit = waiting.await.ok().map(|permit| permit.expect("never closed"));
         }
@@ -89,11 +92,15 @@ impl Connections {
     }
 
     /// Asks a connection to close that waits for its client: of the address that has the most connections, the one that has
-    /// waited longest.
-    fn make_room(&self, but: u64) {
+    /// waited longest. Can spare addresses that have fewer connections than the newcomer's.
+    fn make_room(&self, newcomer: &ConnectionSlot, spares_lighter: bool) {
         let (state, now) = (self.0.open.lock().expect("no one panics while holding it"), Instant::now());
-        let candidates = state.addresses.values().filter_map(|own| {
-            let others = own.iter().filter(|(id, _)| **id != but).map(|(_, activity)| activity);
+        let least = match state.addresses.get(&newcomer.ip) {
+            Some(own) if spares_lighter => own.len(),
+            _ => 0,
+        };
+        let candidates = state.addresses.values().filter(|own| own.len() >= least).filter_map(|own| {
+            let others = own.iter().filter(|(id, _)| **id != newcomer.id).map(|(_, activity)| activity);
             longest_waiting(others, now).map(|(wait, activity)| (own.len(), wait, activity))
         });
         if let Some((.., waiting)) = candidates.max_by_key(|(count, wait, _)| (*count, *wait)) {
