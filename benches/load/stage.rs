@@ -109,11 +109,11 @@ impl Drop for Process {
 }
 
 impl Stage {
-    /// Starts Postgres and the server, with a project of this policy.
-    pub(crate) async fn start(dir: Option<PathBuf>, server: &Path, policy: Policy) -> Outcome<Self> {
+    /// Starts Postgres, whose flushes take so many microseconds longer, and the server, with a project of this policy.
+    pub(crate) async fn start(dir: Option<PathBuf>, server: &Path, policy: Policy, flush_delay: u32) -> Outcome<Self> {
         let dir = dir.unwrap_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR"))).join("load");
         println!("starting Postgres in {} and {}", dir.display(), server.display());
-        let cluster = start_postgres(&dir).await?;
+        let cluster = start_postgres(&dir, flush_delay).await?;
         let url = cluster.database_url("postgres");
         let (database, connection) = tokio_postgres::connect(&url, NoTls).await?;
         tokio::spawn(connection);
@@ -149,14 +149,20 @@ impl Stage {
     }
 }
 
-async fn start_postgres(dir: &Path) -> Outcome<Cluster> {
-    let setting = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+async fn start_postgres(dir: &Path, flush_delay: u32) -> Outcome<Cluster> {
+    // As on a server of some size: the defaults are for the smallest machines. They affect all that is compared.
+    let settings = [("max_connections", "400"), ("shared_buffers", "1GB"), ("max_wal_size", "4GB")];
+    let mut settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    if flush_delay > 0 {
+        // Whoever flushes waits first, and others wait with it, as they do for a disk.
+        settings.push(("commit_delay".to_owned(), flush_delay.to_string()));
+        settings.push(("commit_siblings".to_owned(), "0".to_owned()));
+    }
     let options = || dev_postgres::Options {
         data_dir: dir.to_owned(),
         postgres_bin: None,
         watchdog: SERVER.into(),
-        // As on a server of some size: the defaults are for the smallest machines. They affect all that is compared.
-        settings: [("max_connections", "400"), ("shared_buffers", "1GB"), ("max_wal_size", "4GB")].map(setting).into(),
+        settings: settings.clone(),
         durability: Durability::Full,
     };
     let cluster = Cluster::start(options()).await?;
