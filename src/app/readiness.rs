@@ -28,7 +28,10 @@ pub enum NotReady {
     /// The clock that this replica uses may differ too much from the database's.
     #[error("the database's clock is not known well enough")]
     ClockSkew,
-    /// The feed of revocations is older than `--staleness-max`, or has not been read yet.
+    /// The feed of revocations has not been read since the start.
+    #[error("the feed of revocations has not been read yet")]
+    FeedUnread,
+    /// The feed of revocations is older than `--staleness-max`.
     #[error("the feed of revocations is too old")]
     FeedStale,
     /// The database may lose acknowledged commits, so sign-outs are refused.
@@ -67,7 +70,7 @@ impl NotReady {
             Self::Draining => "draining",
             Self::Saturated => "saturated",
             Self::ClockSkew => "clock_skew",
-            Self::FeedStale => "feed",
+            Self::FeedUnread | Self::FeedStale => "feed",
             Self::NotDurable(_) => "durability",
             Self::Schema(_) => "schema",
             Self::Keys(_) => "keys",
@@ -87,7 +90,10 @@ impl App {
         let draining = self.load.is_draining().then_some(NotReady::Draining);
         let saturated = self.load.check_saturated().then_some(NotReady::Saturated);
         let clock = (!self.clock.is_known(CLOCK_ERROR_MAX)).then_some(NotReady::ClockSkew);
-        let feed = (!self.feed().is_trusted()).then_some(NotReady::FeedStale);
+        let feed = match self.feed().age() {
+            None => Some(NotReady::FeedUnread),
+            Some(_) => (!self.feed().is_trusted()).then_some(NotReady::FeedStale),
+        };
         let durability = match self.store.known_durability() {
             Durability::Kept => None,
             lost => Some(NotReady::NotDurable(lost.setting())),

@@ -63,7 +63,12 @@ impl ReadinessWatch {
             let status = if found.is_empty() { ServingStatus::Serving } else { ServingStatus::NotServing };
             if ready.send_replace(reasons.clone()) != reasons {
                 for reason in &found {
-                    tracing::warn!(condition = reason.condition(), reason = %telemetry::chain(reason), "not ready");
+                    let (condition, text) = (reason.condition(), telemetry::chain(reason));
+                    match reason {
+                        // As expected at the start.
+                        NotReady::FeedUnread => tracing::info!(condition, reason = %text, "not ready yet"),
+                        _ => tracing::warn!(condition, reason = %text, "not ready"),
+                    }
                 }
                 if found.is_empty() {
                     tracing::info!("ready");
