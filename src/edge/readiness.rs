@@ -65,8 +65,10 @@ impl ReadinessWatch {
                 for reason in &found {
                     let (condition, text) = (reason.condition(), telemetry::chain(reason));
                     match reason {
-                        // As expected at the start.
-                        NotReady::FeedUnread => tracing::info!(condition, reason = %text, "not ready yet"),
+                        // As expected at the start, and at the end.
+                        NotReady::FeedUnread | NotReady::Draining => {
+                            tracing::info!(condition, reason = %text, "not ready");
+                        }
                         _ => tracing::warn!(condition, reason = %text, "not ready"),
                     }
                 }
