@@ -99,7 +99,8 @@ impl App {
                 | Refusal::UnparsableAccessToken
         );
         let Some(presented) = refresh.filter(|_| is_spent) else { return Err(refusal.into()) };
-        match self.renew_and_verify(project, presented, origin).await {
+        // On the heap: few requests need it, and the future of every request would be twice as large.
+        match Box::pin(self.renew_and_verify(project, presented, origin)).await {
             Err(Error::Refused(Refusal::RefreshTokenNotFoundOrExpired)) => Err(match refusal {
                 Refusal::CredentialsMissing => Refusal::SessionRevoked.into(),
                 refusal => refusal.into(),

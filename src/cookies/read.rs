@@ -100,9 +100,11 @@ pub fn without_ours<'h>(headers: impl Iterator<Item = &'h [u8]>, project: &Proje
     let mut kept = String::new();
     for header in headers {
         for piece in String::from_utf8_lossy(header).split(';').map(str::trim) {
+            if piece.is_empty() || is_ours(piece) {
+                continue;
+            }
             // Other characters could not be in the header that this becomes.
-            let is_plain = piece.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-            if !piece.is_empty() && is_plain && !is_ours(piece) {
+            if piece.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
                 kept.push_str(if kept.is_empty() { "" } else { "; " });
                 kept.push_str(piece);
             }

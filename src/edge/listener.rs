@@ -106,7 +106,6 @@ impl ListenerService {
         }
         // Where the request comes from, for what limits or records it.
         origin::note(&parts.trust, &mut request);
-        hosts::note(&mut request);
         if let Some(record) = request::current_record() {
             record.note_ip(request.extensions().get::<Origin>().and_then(|origin| origin.ip));
         }
@@ -163,6 +162,7 @@ impl ListenerParts {
         if let Some(project) = self.verify.project(request.uri().path()) {
             return self.verify.answer(project, request).await;
         }
+        hosts::note(&mut request);
         match self.grpc.as_ref().filter(|_| is_grpc_call(&request)) {
             Some(grpc) => {
                 stack_auth::rename_refresh_token(request.headers_mut());

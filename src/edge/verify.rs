@@ -25,6 +25,7 @@ use super::observe::ObserveLayer;
 use crate::cookies::CSRF_HEADER;
 use crate::cookies::FetchHeaders;
 use crate::cookies::SetCookies;
+use crate::cookies::needs_same_origin;
 use crate::forwarded::TrustedPeer;
 use crate::pb::envoy;
 use crate::pb::envoy::CheckResponse;
@@ -202,19 +203,22 @@ pub(super) fn proxied_request<'r>(
         has_csrf_header: headers.contains_key(CSRF_HEADER),
     };
     let has_cookies = !cookies.is_empty();
+    let is_web_socket = has_cookies && check::WEB_SOCKET.iter().any(|name| headers.contains_key(*name));
+    let method = first(METHOD);
+    let needs_fetch = has_cookies && needs_same_origin(&method, is_web_socket);
     let page = |name| login.as_ref().and_then(|_| one(name));
     ProxiedRequest {
         project,
         token: check::credential(credentials),
-        fetch: if has_cookies { fetch() } else { FetchHeaders::default() },
-        is_web_socket: has_cookies && check::WEB_SOCKET.iter().any(|name| headers.contains_key(*name)),
+        fetch: if needs_fetch { fetch() } else { FetchHeaders::default() },
+        is_web_socket,
         cookies,
         fetch_mode: page("sec-fetch-mode"),
         accept: page("accept"),
         origin,
         login,
         step_up: StepUpText::default(),
-        method: first(METHOD),
+        method,
         path: first(PATH),
     }
 }

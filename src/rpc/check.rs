@@ -78,7 +78,8 @@ pub struct ProxiedRequest<'r> {
     pub token: Option<AccessToken>,
     /// Its `Cookie` headers. They count only without a credential, and only if the project uses cookies.
     pub cookies: Vec<&'r [u8]>,
-    /// By which it is decided whether the cookies may be used. Read only if there are any.
+    /// By which it is decided whether the cookies may be used. Read only if there are any, and the request needs to come from the
+    /// same origin.
     pub fetch: FetchHeaders<'r>,
     /// Whether it is a WebSocket handshake. Read only if there are cookies.
     pub is_web_socket: bool,
@@ -270,8 +271,7 @@ impl Authorization {
         let access = found.access.first().map(|value| AccessToken(value.clone().into_owned()));
         let refresh = found.refresh.first().map(|value| Lifetime::of(value));
         let presented = refresh.map(|(token, _)| token);
-        // On the heap: few requests need it, and the future of every request would be twice as large.
-        let verified = Box::pin(self.app.verify_or_renew(project, access.as_ref(), presented, &asked.origin));
+        let verified = self.app.verify_or_renew(project, access.as_ref(), presented, &asked.origin);
         let Renewed { token, grant } = verified.await?;
         let (text, set) = match (&grant, refresh, access) {
             (Some(grant), Some((_, lifetime)), _) => {
