@@ -5,6 +5,7 @@ Its nodes are named by address and data directory, which must be on this machine
 
 import base64
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ha"))
 import psycopg
-from cluster import PROJECT, RECOVERY_MAX, Replica, libfaketime, postgres_bin
+from cluster import PROJECT, RECOVERY_MAX, Replica, libfaketime
 
 # A project that is cut off as a whole.
 OTHER = "other"
@@ -72,11 +73,14 @@ class Node:
 
     def start(self):
         """Starts it, with its clock `ahead` by this many seconds."""
-        command = [f"{postgres_bin()}/pg_ctl", "-D", str(self.data), "-l", f"{self.data}.log", "-w", "-t", "120", "start"]
-        env = dict(os.environ)
+        # Postgres writes there how it was started: other versions may be installed beside it.
+        program = (self.data / "postmaster.opts").read_text().split()[0]
+        command = [str(Path(program).with_name("pg_ctl")), "-D", str(self.data), "-l", f"{self.data}.log", "-w", "-t", "120", "start"]
+        owner = self.data.stat()
+        # The coordinator looks there for its certificate for the workers, and fails if it may not.
+        env = {**os.environ, "HOME": pwd.getpwuid(owner.st_uid).pw_dir}
         if self.ahead:
             env |= {"LD_PRELOAD": libfaketime(), "FAKETIME": f"{self.ahead:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-        owner = self.data.stat()
         user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if os.getuid() == 0 else {}
         subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", check=True, **user)
 
