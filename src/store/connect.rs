@@ -257,7 +257,8 @@ impl DatabaseHosts {
     /// Connects to a host, and checks that it can be used.
     async fn examine(&self, at: usize, bell: Option<mpsc::Sender<String>>) -> Result<Opened<Client>, HostError> {
         let (client, backend) = self.start(at, bell).await?;
-        let Primary { server, found, is_direct, slots, layout } = self.primary.examine(at, &client).await?;
+        let Primary { server, found, is_direct, slots, layout } =
+            self.primary.examine(at, &client, self.slots.of_divided()).await?;
         if let Some(slots) = slots {
             self.slots.note(slots)?;
         }

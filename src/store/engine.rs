@@ -149,12 +149,14 @@ pub(super) struct Identified {
     pub(super) layout: Layout,
 }
 
-/// Identifies the server of a new connection.
+/// Identifies the server of a new connection. `divided` is how many slots a divided database has, if an earlier connection has
+/// found one: to count them again would ask every node, and no connection could be opened while one of them is down or slow.
+/// Readings of the feed notice a change.
 ///
 /// # Errors
 ///
 /// Fails if the server is not supported, or cannot be used as it is configured.
-pub(super) async fn identify(client: &Client) -> Result<Identified, HostError> {
+pub(super) async fn identify(client: &Client, divided: Option<u16>) -> Result<Identified, HostError> {
     let row = match first_row(client, &format!("SELECT {FACTS}, {HAS_CITUS}")).await {
         Ok(row) => row,
         Err(error) => {
@@ -187,8 +189,8 @@ pub(super) async fn identify(client: &Client) -> Result<Identified, HostError> {
     if fact(4) != "UTF8" {
         return Err(HostError::Encoding(fact(4).to_owned()));
     }
-    let mut slots = None;
-    if fact(6) == "t" {
+    let mut slots = divided.filter(|_| layout == Layout::Divided);
+    if fact(6) == "t" && slots.is_none() {
         slots = first_row(client, SLOTS).await?.and_then(|row| row.get(0)?.parse().ok());
     }
     Ok(Identified { is_direct: fact(5) == SETTINGS_MARK, slots, layout })

@@ -116,13 +116,18 @@ impl PrimaryWatch {
         }
     }
 
-    /// Examines the server of a new connection.
+    /// Examines the server of a new connection. `divided`: see [`engine::identify`].
     ///
     /// # Errors
     ///
     /// Fails if it cannot be used.
-    pub(super) async fn examine(&self, host: usize, client: &Client) -> Result<Primary, HostError> {
-        let Identified { is_direct, slots, layout } = engine::identify(client).await?;
+    pub(super) async fn examine(
+        &self,
+        host: usize,
+        client: &Client,
+        divided: Option<u16>,
+    ) -> Result<Primary, HostError> {
+        let Identified { is_direct, slots, layout } = engine::identify(client, divided).await?;
         let found = durability::examine(client, self.required_durability).await?.ok_or(HostError::Unknown)?;
         match (self.required_durability, found.durability) {
             (RequiredDurability::Any, _) | (RequiredDurability::Durable, Durability::Kept) => {}

@@ -69,6 +69,11 @@ impl SlotCount {
         self.is_divided.store(true, Ordering::Relaxed);
     }
 
+    /// How many slots a divided database has; `None` before the first connection to one.
+    pub(super) fn of_divided(&self) -> Option<u16> {
+        self.is_divided().then(|| self.count())
+    }
+
     /// Whether the slots are on several nodes.
     pub(super) fn is_divided(&self) -> bool {
         self.is_divided.load(Ordering::Relaxed)
@@ -97,6 +102,11 @@ impl SlotCount {
 }
 
 impl Store {
+    /// The number of a bucket's slot. It changes once, when the first connection finds a divided database.
+    pub fn slot_number(&self, bucket: Bucket) -> i16 {
+        self.target.slots().slot(bucket).to_column()
+    }
+
     /// Divides items by slot, and says which one each was: each part can be one transaction on one node.
     pub fn by_slot<T>(&self, items: Vec<T>, bucket: impl Fn(&T) -> Bucket) -> Vec<Vec<(usize, T)>> {
         by_slot(items.into_iter().enumerate(), |(_, item)| self.target.slots().slot(bucket(item)))
