@@ -429,9 +429,9 @@ impl Metrics {
         self.0.store_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Records how many requests wait for a transaction which they will share.
-    pub fn group_waiting(&self, operation: &'static str, count: usize) {
-        self.0.group_waiting.get_or_create(&GroupLabels { operation }).set(count.try_into().unwrap_or(i64::MAX));
+    /// Records that this many more requests wait for a transaction which they will share.
+    pub fn group_waiting(&self, operation: &'static str, more: i64) {
+        self.0.group_waiting.get_or_create(&GroupLabels { operation }).inc_by(more);
     }
 
     /// Records that this many more client connections are open.

@@ -13,7 +13,7 @@ use super::bulkhead::Key;
 use super::bulkhead::Lane;
 use super::cookies::does_not_fit;
 use super::grant::Granted;
-use super::group::Group;
+use super::group::Groups;
 use super::idempotency::IdempotencyKey;
 use super::slots;
 use crate::cookies::Lifetime;
@@ -118,10 +118,11 @@ impl App {
         Ok((grant, set))
     }
 
-    /// Opens the session; if nothing has to be decided in the database, together with those of other requests (see [`Group`]).
+    /// Opens the session; if nothing has to be decided in the database, together with those of other requests (see [`Groups`]).
     async fn open(&self, sign_in: Arc<SignIn>) -> Result<CreateResult, Error> {
         if sign_in.is_plain() {
-            let joined = self.creations.join(&sign_in.project, Arc::clone(&sign_in), &self.store, open_all);
+            let group = self.creations.of(self.store.slot_number(sign_in.bucket));
+            let joined = group.join(&sign_in.project, Arc::clone(&sign_in), &self.store, open_all);
             if let Some(granted) = joined.await? {
                 return Ok(Ok((granted, Origination::New)));
             }
@@ -142,7 +143,7 @@ impl App {
 }
 
 /// Sign-ins, carried out in groups.
-pub(super) type Creations = Group<Arc<SignIn>, Granted>;
+pub(super) type Creations = Groups<Arc<SignIn>, Granted>;
 
 /// The operation's name in metrics and errors.
 pub(super) const OPERATION: &str = "create_session";

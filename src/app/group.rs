@@ -4,6 +4,8 @@
 //! commits, others queue, and all that have queued go together next. So groups grow with the load. A second group runs beside
 //! the first only if many requests wait, or one waits long: two small groups cost more than one large one.
 //!
+//! In a divided database, each slot has a queue of its own: the node of another one may be down.
+//!
 //! A group waits for no lock: requests that need a row which another transaction has locked are to be carried out alone, and
 //! so are the requests of a group that failed. So each waits and fails for itself. Projects take turns, request by request: a
 //! flood of one project delays the requests of another by one group at most, and does not keep them out of a full queue.
@@ -45,6 +47,37 @@ const GROUP_MAX: usize = 128;
 
 /// The most requests that wait. Then requests of the project with the most waiting are refused.
 const WAITING_MAX: usize = 4_096;
+
+/// Carries out requests of one kind, those of each slot in groups of their own. Cheap to clone; clones share state.
+pub(super) struct Groups<Q, T>(Arc<GroupsState<Q, T>>);
+
+struct GroupsState<Q, T> {
+    operation: &'static str,
+    wait_max: Duration,
+    metrics: Metrics,
+    /// By the number of the slot: at most as many as there are slots.
+    by_slot: Mutex<HashMap<i16, Group<Q, T>>>,
+}
+
+impl<Q, T> Clone for Groups<Q, T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<Q: Send + 'static, T: Send + 'static> Groups<Q, T> {
+    /// Creates empty queues in which a request waits at most `wait_max`.
+    pub(super) fn new(operation: &'static str, wait_max: Duration, metrics: Metrics) -> Self {
+        Self(Arc::new(GroupsState { operation, wait_max, metrics, by_slot: Mutex::default() }))
+    }
+
+    /// The groups of a slot.
+    pub(super) fn of(&self, slot: i16) -> Group<Q, T> {
+        let GroupsState { operation, wait_max, metrics, by_slot } = &*self.0;
+        let mut groups = by_slot.lock().expect("no one panics while holding it");
+        groups.entry(slot).or_insert_with(|| Group::new(operation, *wait_max, metrics.clone())).clone()
+    }
+}
 
 /// Carries out requests of one kind in groups. Cheap to clone; clones share state.
 pub(super) struct Group<Q, T>(Arc<GroupState<Q, T>>);
@@ -106,9 +139,9 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
         let Pushed { needs_leader, refused } = {
             let mut queue = self.queue();
             let span = request::child_span(self.0.operation);
+            let before = queue.count;
             let pushed = queue.push(project, Waiting { request, caller, span });
-            // Within the lock, so that a later count is not overwritten.
-            self.0.metrics.group_waiting(self.0.operation, queue.count);
+            self.note_waiting(before, queue.count);
             pushed
         };
         if let Some(Waiting { caller, .. }) = refused {
@@ -188,13 +221,20 @@ impl<Q: Send + 'static, T: Send + 'static> Group<Q, T> {
     /// The next group for a leader. Without one, it stops leading.
     fn next(&self) -> Option<Vec<Waiting<Q, T>>> {
         let mut queue = self.queue();
+        let before = queue.count;
         let group = queue.take();
-        self.0.metrics.group_waiting(self.0.operation, queue.count);
+        self.note_waiting(before, queue.count);
         if group.is_empty() {
             queue.leaders -= 1;
             return None;
         }
         Some(group)
+    }
+
+    /// Counts how many more wait than before. All queues of an operation are counted together.
+    fn note_waiting(&self, before: usize, after: usize) {
+        let more = i64::try_from(after).unwrap_or(i64::MAX) - i64::try_from(before).unwrap_or(i64::MAX);
+        self.0.metrics.group_waiting(self.0.operation, more);
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue<Q, T>> {
@@ -380,6 +420,30 @@ mod tests {
         }
         setup.gate.add_permits(2);
         assert_eq!((answered(stuck).await, answered(second).await), ((1, 0), (1, 0)));
+    }
+
+    /// The node of a slot may be down.
+    #[tokio::test]
+    async fn a_stuck_slot_holds_up_no_other() {
+        let groups = Groups::<&'static str, &'static str>::new("test", Duration::from_secs(10), Metrics::default());
+        let join = |slot: i16, request: &'static str| {
+            let group = groups.of(slot);
+            tokio::spawn(async move {
+                let carry_out = |(), requests: Vec<&'static str>| async move {
+                    if requests.contains(&"stuck") {
+                        std::future::pending::<()>().await;
+                    }
+                    Ok(requests.into_iter().map(Some).collect())
+                };
+                group.join(&project("shop"), request, &(), carry_out).await
+            })
+        };
+        let stuck: Vec<_> = (0..GROUP_MAX + 1).map(|_| join(1, "stuck")).collect();
+        while groups.of(1).queue().leaders < LEADERS_MAX {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(join(2, "other").await.expect("no panic").expect("no failure"), Some("other"));
+        stuck.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
     #[tokio::test]

@@ -94,7 +94,7 @@ use std::sync::Arc;
 
 use bulkhead::Bulkhead;
 use create::Creations;
-use group::Group;
+use group::Groups;
 use refresh::Refreshes;
 use refused::RefusedAttempts;
 use renew::SharedRefreshes;
@@ -206,9 +206,9 @@ impl App {
             probe: store.with_own_pool(1),
             urgent: store.urgent(),
             bulkhead: Bulkhead::new(store.operation_timeout(), store.metrics().clone()),
-            sign_outs: Group::new(store::SESSIONS_REVOKE, store.operation_timeout(), store.metrics().clone()),
-            refreshes: Group::new(refresh::OPERATION, store.operation_timeout(), store.metrics().clone()),
-            creations: Group::new(create::OPERATION, store.operation_timeout(), store.metrics().clone()),
+            sign_outs: Groups::new(store::SESSIONS_REVOKE, store.operation_timeout(), store.metrics().clone()),
+            refreshes: Groups::new(refresh::OPERATION, store.operation_timeout(), store.metrics().clone()),
+            creations: Groups::new(create::OPERATION, store.operation_timeout(), store.metrics().clone()),
             load: Load::default(),
             renewals: SharedRefreshes::default(),
             store,

@@ -15,7 +15,7 @@ use super::Grant;
 use super::bulkhead::Key;
 use super::bulkhead::Lane;
 use super::grant::Granted;
-use super::group::Group;
+use super::group::Groups;
 use super::keys::Snapshot;
 use super::slots;
 use crate::device;
@@ -152,10 +152,11 @@ impl App {
         Ok((snapshot, key))
     }
 
-    /// Rotates the chain together with those of other requests; see [`Group`].
+    /// Rotates the chain together with those of other requests; see [`Groups`].
     async fn rotate(&self, request: Arc<RefreshRequest>) -> Result<RefreshOutcome, Error> {
         let (project, context) = (request.key.project(), (self.store.clone(), self.rates.clone()));
-        if let Some(outcome) = self.refreshes.join(project, Arc::clone(&request), &context, rotate_all).await? {
+        let group = self.refreshes.of(self.store.slot_number(request.presented.session().bucket()));
+        if let Some(outcome) = group.join(project, Arc::clone(&request), &context, rotate_all).await? {
             return Ok(outcome);
         }
         let key = Key::Session(project.clone(), request.presented.session());
@@ -182,7 +183,7 @@ impl App {
 }
 
 /// Refreshes, carried out in groups.
-pub(super) type Refreshes = Group<Arc<RefreshRequest>, RefreshOutcome>;
+pub(super) type Refreshes = Groups<Arc<RefreshRequest>, RefreshOutcome>;
 
 /// The operation's name in metrics and errors.
 pub(super) const OPERATION: &str = "refresh_session";

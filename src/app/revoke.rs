@@ -12,7 +12,7 @@ use super::Client;
 use super::Error;
 use super::bulkhead::Key;
 use super::bulkhead::Lane;
-use super::group::Group;
+use super::group::Groups;
 use crate::store;
 use crate::store::RefusedAttempt;
 use crate::store::Revocation;
@@ -40,7 +40,7 @@ pub struct TokenHolder {
 }
 
 /// Sign-outs, carried out in groups.
-pub(super) type SignOuts = Group<SignOut, SignedOut>;
+pub(super) type SignOuts = Groups<SignOut, SignedOut>;
 
 /// The sessions that one request ends.
 type SignOut = Vec<Revocation>;
@@ -155,11 +155,13 @@ impl App {
         }
     }
 
-    /// Ends sessions together with those of other requests; see [`Group`]. Returns those that were live until now.
+    /// Ends sessions together with those of other requests; see [`Groups`]. Returns those that were live until now.
     async fn sign_out(&self, asked: SignOut) -> Result<HashSet<(ProjectId, SessionId)>, Error> {
         let Some(first) = asked.first() else { return Ok(HashSet::new()) };
         request::note_project(&first.project);
-        let joined = self.sign_outs.join(&first.project, asked.clone(), &self.urgent, sign_out_all);
+        // Of those with sessions in several slots, all wait for the slowest.
+        let group = self.sign_outs.of(self.urgent.slot_number(first.session.bucket()));
+        let joined = group.join(&first.project, asked.clone(), &self.urgent, sign_out_all);
         let mut ended = match joined.await? {
             Some(SignedOut { ended, has_locked: false }) => return Ok(ended),
             Some(SignedOut { ended, has_locked: true }) => ended,
