@@ -117,7 +117,8 @@ class Database:
         }
 
         def command(*words):
-            full = {**os.environ, **env}
+            # The first to ask the new tables: every node reads its catalogs.
+            full = {**os.environ, **env, "SESSIOND_DATABASE_TIMEOUT": "30s"}
             return subprocess.run([self.sessiond, *words], env=full, stdout=subprocess.PIPE, stderr=self.log, text=True, check=True).stdout
 
         def server_key(project, *words):
