@@ -524,10 +524,18 @@ async fn demo_session_creates_another_session() {
     assert_says(&sessiond(&["demo-session", "--data-dir", "/nowhere"], &[]), false, "start one with ./run");
 }
 
-/// Runs a command until it exits.
+/// Runs a command until it exits. A server with a database is on ports of its own, unless the test says otherwise: some settings
+/// are refused only after it has bound them, and tests run side by side.
 pub fn sessiond(args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(BINARY);
-    command.args(args).env_clear().envs(env.iter().copied()).stdin(Stdio::null());
+    command.args(args).env_clear().stdin(Stdio::null());
+    if args.first() == Some(&"serve")
+        && !args.contains(&"--help")
+        && env.iter().any(|(name, _)| *name == "DATABASE_URL")
+    {
+        command.env("SESSIOND_LISTEN", "127.0.0.1:0").env("SESSIOND_METRICS_LISTEN", "127.0.0.1:0");
+    }
+    command.envs(env.iter().copied());
     command.output().expect("runs")
 }
 
