@@ -152,10 +152,6 @@ called_rpm='rpm'
 has_rpm() { has rpm; }
 packages_of_rpm() { echo rpm; }
 
-called_openssl='openssl'
-has_openssl() { has openssl; }
-packages_of_openssl() { echo openssl; }
-
 # With promtool, for the tests of the alert rules. Debian packages both together; others may not have it.
 called_prometheus='Prometheus'
 has_prometheus() { has promtool && has prometheus; }
