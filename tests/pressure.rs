@@ -304,8 +304,8 @@ async fn requests_that_never_arrive_make_room_for_others() {
     calling.abort();
 }
 
-/// Who holds many connections makes room before who holds one, even if that one is idle and the others are not; and cannot
-/// take that one's room by connecting once more.
+/// An address with many connections makes room before one with a single connection, even if only that one is idle; and it cannot
+/// take that room by connecting once more.
 #[tokio::test]
 async fn the_address_with_the_most_connections_makes_room_first() {
     let service = Service::start_with(|_, limits| {

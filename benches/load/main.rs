@@ -93,8 +93,7 @@ struct Options {
     /// cargo's target directory.
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// How many microseconds longer a flush takes, for Postgres and thus for all that is compared: for a machine whose disk
-    /// is quicker than that of the machine to judge for.
+    /// Makes each flush of Postgres this much slower, in µs, for the server and for pgbench: to measure as on a slower disk.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100_000))]
     flush_delay: u32,
     /// The server to measure, to compare builds. Default: the one built with the bench.

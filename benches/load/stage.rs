@@ -109,7 +109,7 @@ impl Drop for Process {
 }
 
 impl Stage {
-    /// Starts Postgres, whose flushes take so many microseconds longer, and the server, with a project of this policy.
+    /// Starts Postgres and the server, with a project of this policy. Each flush of Postgres takes `flush_delay` µs longer.
     pub(crate) async fn start(dir: Option<PathBuf>, server: &Path, policy: Policy, flush_delay: u32) -> Outcome<Self> {
         let dir = dir.unwrap_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR"))).join("load");
         println!("starting Postgres in {} and {}", dir.display(), server.display());
@@ -154,7 +154,7 @@ async fn start_postgres(dir: &Path, flush_delay: u32) -> Outcome<Cluster> {
     let settings = [("max_connections", "400"), ("shared_buffers", "1GB"), ("max_wal_size", "4GB")];
     let mut settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     if flush_delay > 0 {
-        // Whoever flushes waits first, and others wait with it, as they do for a disk.
+        // The delay comes before the flush, and all commits that wait for the flush share it, as with a slower disk.
         settings.push(("commit_delay".to_owned(), flush_delay.to_string()));
         settings.push(("commit_siblings".to_owned(), "0".to_owned()));
     }
