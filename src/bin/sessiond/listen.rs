@@ -2,22 +2,39 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::net::TcpListener;
 
 use sessiond::config::Listen;
+use socket2::Domain;
+use socket2::Socket;
+use socket2::Type;
 
-/// Binds each address and releases it again. If another program takes one in between, the server reports it.
+/// Binds each address and releases it again, without listening: a client must not take the check for the server. If another
+/// program takes one in between, the server reports it.
 ///
 /// # Errors
 ///
 /// The first address that cannot be bound: by its flag, the cause, and what to do.
 pub(crate) fn check(wanted: &[(&str, SocketAddr)]) -> Result<(), String> {
-    // Held until all are bound: two flags may name one address.
-    let mut held = vec![];
-    for (flag, address) in wanted {
-        held.push(TcpListener::bind(address).map_err(|error| refused(flag, *address, &error))?);
+    for (at, (flag, address)) in wanted.iter().enumerate() {
+        bind(*address).map_err(|error| refused(flag, *address, &error))?;
+        if let Some((other, _)) = wanted[..at].iter().find(|(_, other)| overlap(*other, *address)) {
+            return Err(format!("cannot listen on {address} ({flag}): {other} has that port already"));
+        }
     }
     Ok(())
+}
+
+/// Fails as a listener would: with `SO_REUSEADDR`, connections of an earlier server that are still closing do not matter.
+fn bind(address: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())
+}
+
+/// Whether two listeners cannot have both addresses.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_one_port = one.port() == other.port() && one.port() != 0;
+    is_one_port && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
 }
 
 fn refused(flag: &str, address: SocketAddr, error: &io::Error) -> String {
@@ -37,17 +54,21 @@ fn refused(flag: &str, address: SocketAddr, error: &io::Error) -> String {
     format!("cannot listen on {address} ({flag}): {why}")
 }
 
-/// Warns of listeners without TLS that other machines can reach.
-pub(crate) fn warn_of_plaintext(listen: &Listen) {
+/// The server's listeners, by their flags.
+pub(crate) fn listeners(listen: &Listen) -> Vec<(&'static str, SocketAddr)> {
     let flags = [
         ("--listen", Some(listen.listen)),
         ("--metrics-listen", Some(listen.metrics_listen)),
         ("--proxy-listen", listen.proxy_listen),
     ];
-    let exposed = |(flag, address): (&'static str, Option<SocketAddr>)| {
-        address.filter(|address| !address.ip().to_canonical().is_loopback()).map(|_| flag)
-    };
-    let exposed: Vec<&str> = flags.into_iter().filter_map(exposed).collect();
+    flags.into_iter().filter_map(|(flag, address)| Some((flag, address?))).collect()
+}
+
+/// Warns of listeners without TLS that other machines can reach.
+pub(crate) fn warn_of_plaintext(listen: &Listen) {
+    let is_exposed = |address: SocketAddr| !address.ip().to_canonical().is_loopback();
+    let exposed: Vec<&str> =
+        listeners(listen).into_iter().filter_map(|(flag, address)| is_exposed(address).then_some(flag)).collect();
     if !exposed.is_empty() {
         tracing::warn!(
             listeners = exposed.join(", "),
@@ -59,6 +80,8 @@ pub(crate) fn warn_of_plaintext(listen: &Listen) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -73,7 +96,11 @@ mod tests {
         );
         drop(taken);
         assert_eq!(check(&[("--listen", free), ("--metrics-listen", address)]), Ok(()));
-        assert!(check(&[("--listen", address), ("--metrics-listen", address)]).is_err(), "one address for both");
+        let any = SocketAddr::from(([0, 0, 0, 0], address.port()));
+        for other in [address, any] {
+            let error = check(&[("--listen", address), ("--metrics-listen", other)]).expect_err("one address for both");
+            assert!(error.ends_with("--listen has that port already"), "{error}");
+        }
         let elsewhere = "192.0.2.1:0".parse().expect("an address");
         assert!(check(&[("--listen", elsewhere)]).expect_err("not ours").contains("no such address"));
     }

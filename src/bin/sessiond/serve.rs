@@ -59,10 +59,7 @@ pub(crate) struct ServeArgs {
 
 pub(crate) async fn run(mut args: ServeArgs) -> CommandResult {
     let stop = setup::stop_signal(setup::Hangup::Ignored)?;
-    listen::check(&[("--listen", args.listen.listen), ("--metrics-listen", args.listen.metrics_listen)])?;
-    if let Some(address) = args.listen.proxy_listen {
-        listen::check(&[("--proxy-listen", address)])?;
-    }
+    listen::check(&listen::listeners(&args.listen))?;
     setup::reap_orphans()?;
     setup::raise_open_files(&mut args.limits, &args.database.pool);
     let tls = ServerTls::load(&args.tls)?;
