@@ -42,12 +42,19 @@ async fn statements(service: &Service) -> (u64, u64) {
     (count("ok").await, count("error").await)
 }
 
+/// Signs in users of one slot: only their requests share groups.
 async fn sign_in(service: &Service, count: usize) -> Vec<Device<'_>> {
     let mut devices = vec![];
-    for n in 0..count {
-        devices.push(service.sign_in(&format!("user-{n}"), "phone").await);
+    for user in service.users_of_one_slot(PROJECT).await.take(count) {
+        devices.push(service.sign_in(&user, "phone").await);
     }
     devices
+}
+
+/// As [`sign_in`], with one more that is returned by itself.
+async fn sign_in_with_one(service: &Service, count: usize) -> (Device<'_>, Vec<Device<'_>>) {
+    let mut devices = sign_in(service, count + 1).await;
+    (devices.pop().expect("one more"), devices)
 }
 
 #[tokio::test]
@@ -70,7 +77,7 @@ async fn concurrent_sign_outs_share_transactions_and_each_has_its_own_outcome() 
 #[tokio::test]
 async fn a_locked_session_delays_only_its_own_sign_outs() {
     let service = Service::start_on(Database::create().await).await;
-    let (held, devices) = (service.sign_in("ada", "held").await, sign_in(&service, 60).await);
+    let (held, devices) = sign_in_with_one(&service, 60).await;
     let mut holder = service.database.hold("sessions", &format!("id = '{}'", held.session)).await;
     // With 60 others, so that some share its group.
     let mut held_out = Box::pin(held.sign_out());
@@ -121,7 +128,7 @@ fn refusing_updates(session: &str) -> String {
 #[tokio::test]
 async fn a_fault_affects_only_its_own_request() {
     let service = Service::start_on(Database::create().await).await;
-    let (faulty, devices) = (service.sign_in("ada", "faulty").await, sign_in(&service, 60).await);
+    let (faulty, devices) = sign_in_with_one(&service, 60).await;
     service.database.run(&refusing_updates(&faulty.session)).await;
     // The faulty one comes last, when groups are in progress.
     let (ended, refused) = tokio::join!(join_all(devices.iter().map(Device::sign_out)), faulty.sign_out());
@@ -220,12 +227,11 @@ async fn concurrent_refreshes_of_one_session_get_the_same_successor() {
 #[tokio::test]
 async fn a_reused_token_ends_only_its_own_session() {
     let service = Service::start_on(Database::create().await).await;
-    let mut stolen = service.sign_in("eve", "stolen").await;
+    let (mut stolen, devices) = sign_in_with_one(&service, 60).await;
     let thief = stolen.stolen_copy();
     stolen.refresh().await.expect("refreshes");
     stolen.refresh().await.expect("refreshes");
     service.clock.advance(Duration::from_secs(60));
-    let devices = sign_in(&service, 60).await;
     let (refreshed, reused) =
         tokio::join!(join_all(devices.iter().map(Device::refresh_without_keeping)), thief.refresh_without_keeping());
     assert!(reused.is_err(), "it was used before");
@@ -238,22 +244,20 @@ async fn a_reused_token_ends_only_its_own_session() {
 #[tokio::test]
 async fn a_locked_session_or_user_delays_only_its_own_refreshes_and_sign_ins() {
     let service = Service::start_on(Database::create().await).await;
-    let (session, user) = (service.sign_in("ada", "held").await, service.sign_in("bob", "held").await);
-    let devices = sign_in(&service, 60).await;
+    let (session, devices) = sign_in_with_one(&service, 60).await;
+    let bob = service.users_of_one_slot(PROJECT).await.nth(61).expect("there are enough");
+    let user = service.sign_in(&bob, "held").await;
     let mut holder = service.database.hold("sessions", &format!("id = '{}'", session.session)).await;
     let lock =
-        format!("SELECT FROM users WHERE slot = {} AND user_id = 'bob' FOR UPDATE", service.slot_of("bob").await);
+        format!("SELECT FROM users WHERE slot = {} AND user_id = '{bob}' FOR UPDATE", service.slot_of(&bob).await);
     holder.batch_execute(&lock).await.expect("holds the row");
     let mut held = Box::pin(async {
-        tokio::join!(
-            session.refresh_without_keeping(),
-            user.refresh_without_keeping(),
-            service.sign_in_as("bob".to_owned())
-        )
+        tokio::join!(session.refresh_without_keeping(), user.refresh_without_keeping(), service.sign_in_as(bob.clone()))
     });
     let others = async {
         let refreshed = join_all(devices.iter().map(Device::refresh_without_keeping)).await;
-        let created = join_all((0..60).map(|n| service.sign_in_as(format!("user-{n}")))).await;
+        let users = service.users_of_one_slot(PROJECT).await.take(60);
+        let created = join_all(users.map(|user| service.sign_in_as(user))).await;
         assert!(refreshed.iter().all(Result::is_ok) && created.iter().all(Result::is_ok));
     };
     tokio::select! {
@@ -296,6 +300,11 @@ async fn queued(service: &Service, operation: &str, count: usize) {
     eventually("requests queue", async || service.metric(&waiting).await >= count as u64).await;
 }
 
+/// A user of another project, in the slot of the users that [`sign_in`] signs in.
+async fn user_of(service: &Service, project: &str) -> String {
+    service.users_of_one_slot(project).await.next().expect("there are enough")
+}
+
 /// Thousands of sign-outs of one project are queued: one of another project is among the next groups.
 #[tokio::test]
 async fn a_flood_of_one_project_does_not_starve_another() {
@@ -304,7 +313,7 @@ async fn a_flood_of_one_project_does_not_starve_another() {
     let service = Service::start().await;
     let devices = sign_in(&service, 50).await;
     let other_key = service.create_project("other").await;
-    let request = CreateSessionRequest { user_id: "ada".to_owned(), ..CreateSessionRequest::default() };
+    let request = CreateSessionRequest { user_id: user_of(&service, "other").await, ..CreateSessionRequest::default() };
     let other = service.create_as(Wire::Grpc, &other_key, request).await.expect("signs in");
 
     let mut holder = service.database.connect().await;
@@ -349,9 +358,11 @@ async fn a_flood_of_one_project_does_not_starve_another() {
 #[tokio::test]
 async fn what_is_deleted_while_it_waits_affects_no_other() {
     let service = Service::start().await;
-    let (erased, devices) = (service.sign_in("eve", "erased").await, sign_in(&service, 60).await);
+    let devices = sign_in(&service, 60).await;
+    let eve = service.users_of_one_slot(PROJECT).await.nth(60).expect("there are enough");
+    let erased = service.sign_in(&eve, "erased").await;
     let gone_key = service.create_project("gone").await;
-    let request = CreateSessionRequest { user_id: "ada".to_owned(), ..CreateSessionRequest::default() };
+    let request = CreateSessionRequest { user_id: user_of(&service, "gone").await, ..CreateSessionRequest::default() };
     let gone = service.create_as(Wire::Grpc, &gone_key, request).await.expect("signs in");
 
     let mut holder = service.database.connect().await;
@@ -381,7 +392,7 @@ async fn what_is_deleted_while_it_waits_affects_no_other() {
             .map(|table| format!("DELETE FROM {table} WHERE project_id = 'gone'"));
         let sql = format!(
             "{}; DELETE FROM projects WHERE id = 'gone';
-             DELETE FROM sessions WHERE user_id = 'eve'; DELETE FROM users WHERE user_id = 'eve'",
+             DELETE FROM sessions WHERE user_id = '{eve}'; DELETE FROM users WHERE user_id = '{eve}'",
             deletions.join("; ")
         );
         holder.batch_execute(&sql).await.expect("deletes");
@@ -403,7 +414,7 @@ async fn what_is_deleted_while_it_waits_affects_no_other() {
 async fn a_refresh_that_is_retried_alone_is_charged_once() {
     let once = Rates { user_rate: 1, user_burst: 1, ..rates() };
     let service = Service::start_limited(once, |_, _| {}).await;
-    let (faulty, devices) = (service.sign_in("ada", "faulty").await, sign_in(&service, 60).await);
+    let (faulty, devices) = sign_in_with_one(&service, 60).await;
     service.database.run(&refusing_updates(&faulty.session)).await;
     let mut holder = service.database.connect().await;
     holder.batch_execute("BEGIN; LOCK TABLE users IN EXCLUSIVE MODE").await.expect("locks");

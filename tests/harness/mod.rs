@@ -339,13 +339,26 @@ impl Service {
 
     /// The slot of a user of the project [`PROJECT`], for rows that a test writes itself.
     pub async fn slot_of(&self, user: &str) -> i16 {
+        self.slots_of(PROJECT).await(user)
+    }
+
+    /// Users of a project, all of them in the first slot: only the requests of one slot share groups.
+    pub async fn users_of_one_slot(&self, project: &str) -> impl Iterator<Item = String> {
+        let (slot_of, first) = (self.slots_of(project).await, self.database.slots().await[0]);
+        (0..).map(|n| format!("user-{n}")).filter(move |user| slot_of(user) == first)
+    }
+
+    /// The slot of each user of a project.
+    async fn slots_of(&self, project: &str) -> impl Fn(&str) -> i16 + use<> {
         let bytes =
-            format!("SELECT get_byte(bucket_key, i) FROM projects, generate_series(0, 31) AS i WHERE id = '{PROJECT}'");
+            format!("SELECT get_byte(bucket_key, i) FROM projects, generate_series(0, 31) AS i WHERE id = '{project}'");
         let key: Vec<u8> = self.database.lines(&bytes).await.iter().map(|byte| byte.parse().expect("a byte")).collect();
         let key = BucketKey::from_bytes(&key).expect("32 bytes");
         let slots = self.database.slots().await;
-        let bucket = usize::from(key.bucket(&UserId::parse(user).expect("a name")).number());
-        slots[bucket * slots.len() / usize::from(Bucket::COUNT)]
+        move |user| {
+            let bucket = usize::from(key.bucket(&UserId::parse(user).expect("a name")).number());
+            slots[bucket * slots.len() / usize::from(Bucket::COUNT)]
+        }
     }
 
     /// Waits until `/readyz` says that it is ready.
