@@ -10,8 +10,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Arg;
+use clap::ArgMatches;
 use clap::Args;
 use clap::Command;
+use clap::FromArgMatches;
+use clap::Subcommand;
+use clap::builder::Resettable;
 use ipnet::IpNet;
 use ipnet::Ipv4Net;
 use secrecy::SecretString;
@@ -499,6 +503,52 @@ pub fn log_filter(text: &str) -> Result<String, String> {
 /// a newline, leave such values.
 pub fn tidied(command: Command) -> Command {
     command.mut_args(tidied_arg).mut_subcommands(tidied)
+}
+
+/// The arguments or subcommands of a command, [`tidied`] when they are built: with `defer`, only for the command that was asked
+/// for.
+pub struct Tidied<T>(pub T);
+
+impl<T: FromArgMatches> FromArgMatches for Tidied<T> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        T::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
+impl<T> Tidied<T> {
+    /// Adds the arguments or subcommands. The comments on their type are for readers of the code: the command keeps its own.
+    fn add(command: Command, augment: fn(Command) -> Command) -> Command {
+        let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
+        tidied(augment(command)).about(Resettable::from(about)).long_about(Resettable::from(long_about))
+    }
+}
+
+impl<T: Args> Args for Tidied<T> {
+    fn augment_args(command: Command) -> Command {
+        Self::add(command, T::augment_args)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::add(command, T::augment_args_for_update)
+    }
+}
+
+impl<T: Subcommand> Subcommand for Tidied<T> {
+    fn augment_subcommands(command: Command) -> Command {
+        Self::add(command, T::augment_subcommands)
+    }
+
+    fn augment_subcommands_for_update(command: Command) -> Command {
+        Self::add(command, T::augment_subcommands_for_update)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        T::has_subcommand(name)
+    }
 }
 
 fn tidied_arg(arg: Arg) -> Arg {

@@ -40,6 +40,7 @@ use clap::Subcommand;
 use sessiond::config;
 use sessiond::config::Log;
 use sessiond::config::LogFormat;
+use sessiond::config::Tidied;
 use sessiond::telemetry;
 
 use crate::result::CommandResult;
@@ -58,59 +59,61 @@ struct Cli {
     log: Log,
 }
 
+// Only the command that was asked for is built: all of them take a third of a megabyte, which a small guard would keep.
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Run everything with no setup: a server with its own Postgres, a demo project and a demo page.
-    Dev(Box<dev::DevArgs>),
+    Dev(Tidied<Box<dev::DevArgs>>),
     /// Create another demo session at a running `sessiond dev`, and write its tokens to dev.env.
-    DemoSession(dev::session::DemoSessionArgs),
+    DemoSession(Tidied<dev::session::DemoSessionArgs>),
     /// Run the server.
-    Serve(Box<serve::ServeArgs>),
+    Serve(Tidied<Box<serve::ServeArgs>>),
     /// Run a guard beside a service in any language: it verifies access tokens for a proxy or the service itself, and follows
     /// sessiond's revocations. Needs no database.
-    Guard(Box<config::Sidecar>),
+    Guard(Tidied<Box<config::Sidecar>>),
     /// Check that the server on this machine is ready. Exits with 0 if it is, else with 1 and the reason.
-    Health(health::HealthArgs),
+    Health(Tidied<health::HealthArgs>),
     /// Check the settings, the database, the keys and a running server, and say what to do. Changes nothing. Exits with 1 if
     /// something does not work.
-    Doctor(Box<doctor::DoctorArgs>),
+    Doctor(Tidied<Box<doctor::DoctorArgs>>),
     /// Bring the database schema up to date.
-    Migrate(migrate::MigrateArgs),
+    Migrate(Tidied<migrate::MigrateArgs>),
     /// Print the OpenAPI 3.1 document of the REST API, as served at /openapi.json.
-    Openapi(openapi::OpenapiArgs),
+    Openapi(Tidied<openapi::OpenapiArgs>),
     /// Manage projects (tenants).
     #[command(subcommand)]
-    Project(project::ProjectCommand),
+    Project(Tidied<project::ProjectCommand>),
     /// Manage server keys, which authenticate internal services.
     #[command(subcommand)]
-    ServerKey(server_key::ServerKeyCommand),
+    ServerKey(Tidied<server_key::ServerKeyCommand>),
     /// Manage the names in client certificates that stand in for server keys.
     #[command(subcommand)]
-    ClientCertificate(client_certificate::ClientCertificateCommand),
+    ClientCertificate(Tidied<client_certificate::ClientCertificateCommand>),
     /// Manage signing keys, which sign access tokens.
     #[command(subcommand)]
-    SigningKey(signing_key::SigningKeyCommand),
+    SigningKey(Tidied<signing_key::SigningKeyCommand>),
     /// Manage refresh keys, which authenticate refresh tokens.
     #[command(subcommand)]
-    RefreshKey(refresh_key::RefreshKeyCommand),
+    RefreshKey(Tidied<refresh_key::RefreshKeyCommand>),
     /// Manage back-channels, which notify other services when a session is revoked.
     #[command(subcommand)]
-    Backchannel(backchannel::BackchannelCommand),
+    Backchannel(Tidied<backchannel::BackchannelCommand>),
     /// Reseal every private key in the database that only the previous sealing key opens, under the present one.
     ///
     /// To change the sealing key, give every server the new one as --sealing-key-file and the old one as
     /// --previous-sealing-key-file. Then run this with both. Then remove the old one. It may be interrupted, and run
     /// again, at any time.
-    Reseal(reseal::ResealArgs),
+    Reseal(Tidied<reseal::ResealArgs>),
     /// Delete ended sessions, old request ids and old audit entries now. Servers do this in the background.
-    Sweep(sweep::SweepArgs),
+    Sweep(Tidied<sweep::SweepArgs>),
     /// Run this after the database was restored from a backup. It revokes every session, because the backup may lack
     /// revocations made after it. All users must sign in again.
-    Restored(restored::RestoredArgs),
+    Restored(Tidied<restored::RestoredArgs>),
     /// Print the audit log: who did what to which sessions, keys and settings, when, and from where.
     ///
     /// Oldest first, so that the newest entries are the last lines.
-    Audit(Box<audit::AuditArgs>),
+    Audit(Tidied<Box<audit::AuditArgs>>),
 }
 
 /// The exit code after the reader closed the pipe early: 128 + SIGPIPE.
@@ -193,23 +196,42 @@ fn run(command: Command, log: &Log) -> CommandResult {
 
 async fn execute(command: Command) -> CommandResult {
     match command {
-        Command::Dev(args) => Box::pin(dev::run(*args)).await,
-        Command::DemoSession(args) => dev::session::run(args).await,
-        Command::Serve(args) => Box::pin(serve::run(*args)).await,
-        Command::Guard(args) => Box::pin(guard::run(*args)).await,
-        Command::Health(args) => health::run(args).await,
-        Command::Doctor(args) => Box::pin(doctor::run(*args)).await,
-        Command::Migrate(args) => migrate::run(args).await,
-        Command::Openapi(args) => openapi::run(&args),
-        Command::Project(command) => project::run(command).await,
-        Command::ServerKey(command) => server_key::run(command).await,
-        Command::ClientCertificate(command) => client_certificate::run(command).await,
-        Command::SigningKey(command) => signing_key::run(command).await,
-        Command::RefreshKey(command) => refresh_key::run(command).await,
-        Command::Backchannel(command) => backchannel::run(command).await,
-        Command::Reseal(args) => reseal::run(args).await,
-        Command::Sweep(args) => sweep::run(args).await,
-        Command::Restored(args) => restored::run(args).await,
-        Command::Audit(args) => audit::run(*args).await,
+        Command::Dev(Tidied(args)) => Box::pin(dev::run(*args)).await,
+        Command::DemoSession(Tidied(args)) => dev::session::run(args).await,
+        Command::Serve(Tidied(args)) => Box::pin(serve::run(*args)).await,
+        Command::Guard(Tidied(args)) => Box::pin(guard::run(*args)).await,
+        Command::Health(Tidied(args)) => health::run(args).await,
+        Command::Doctor(Tidied(args)) => Box::pin(doctor::run(*args)).await,
+        Command::Migrate(Tidied(args)) => migrate::run(args).await,
+        Command::Openapi(Tidied(args)) => openapi::run(&args),
+        Command::Project(Tidied(command)) => project::run(command).await,
+        Command::ServerKey(Tidied(command)) => server_key::run(command).await,
+        Command::ClientCertificate(Tidied(command)) => client_certificate::run(command).await,
+        Command::SigningKey(Tidied(command)) => signing_key::run(command).await,
+        Command::RefreshKey(Tidied(command)) => refresh_key::run(command).await,
+        Command::Backchannel(Tidied(command)) => backchannel::run(command).await,
+        Command::Reseal(Tidied(args)) => reseal::run(args).await,
+        Command::Sweep(Tidied(args)) => sweep::run(args).await,
+        Command::Restored(Tidied(args)) => restored::run(args).await,
+        Command::Audit(Tidied(args)) => audit::run(*args).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_is_described_in_its_help_as_in_the_list() {
+        let descriptions = |cli: &clap::Command| {
+            let describe =
+                |command: &clap::Command| (command.get_name().to_owned(), command.get_about().map(ToString::to_string));
+            cli.get_subcommands().map(describe).filter(|(name, _)| name != "help").collect::<Vec<_>>()
+        };
+        let mut cli = Cli::command();
+        let listed = descriptions(&cli);
+        cli.build();
+        assert_eq!(descriptions(&cli), listed);
+        assert!(listed.len() > 10 && listed.iter().all(|(_, about)| about.is_some()), "{listed:?}");
     }
 }
