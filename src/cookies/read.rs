@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::iter;
 
 use super::ACCESS;
 use super::parse_name;
@@ -48,7 +49,7 @@ impl<'h> RequestCookies<'h> {
             let Some((_, kind)) = parse(name, prefix).filter(|(owner, _)| *owner == project.as_str()) else {
                 continue;
             };
-            let value = String::from_utf8_lossy(value);
+            let value = text(value);
             let values = if kind == ACCESS { &mut found.access } else { &mut found.refresh };
             if value.is_empty() || values.contains(&value) {
                 continue;
@@ -99,7 +100,7 @@ pub fn without_ours<'h>(headers: impl Iterator<Item = &'h [u8]>, project: &Proje
     };
     let mut kept = String::new();
     for header in headers {
-        for piece in String::from_utf8_lossy(header).split(';').map(str::trim) {
+        for piece in text(header).split(';').map(str::trim) {
             if piece.is_empty() || is_ours(piece) {
                 continue;
             }
@@ -122,16 +123,29 @@ fn check_size<'h>(headers: impl Iterator<Item = &'h [u8]>) -> Result<(), TooLarg
 /// Libraries remove more, such as the spaces of Unicode, and a browser lets a sibling subdomain set a cookie whose name is one of
 /// those and then `__Host-`: to the browser it has no prefix.
 fn pairs(header: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    header.split(|byte| *byte == b';').filter_map(|piece| {
-        let piece = piece.strip_prefix(b" ").unwrap_or(piece);
-        let at = piece.iter().position(|byte| *byte == b'=')?;
-        Some((&piece[..at], &piece[at + 1..]))
-    })
+    let mut rest = Some(header);
+    let pieces = iter::from_fn(move || {
+        let (piece, behind) = split(b';', rest?).map_or((rest?, None), |(piece, behind)| (piece, Some(behind)));
+        rest = behind;
+        Some(piece)
+    });
+    pieces.filter_map(|piece| split(b'=', piece.strip_prefix(b" ").unwrap_or(piece)))
+}
+
+/// What is in front of the first such byte, and behind it. To look at each byte of a token would take longer than all else here.
+fn split(byte: u8, text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = memchr::memchr(byte, text)?;
+    Some((&text[..at], &text[at + 1..]))
+}
+
+/// The bytes as text, with replacements for what is not. Tried as it is first, because the other way looks at each byte.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 /// The project and the kind in the name of one of our cookies, if it is text.
 fn parse<'n>(name: &'n [u8], prefix: &str) -> Option<(&'n str, &'n str)> {
-    parse_name(std::str::from_utf8(name).ok()?, prefix)
+    parse_name(str::from_utf8(name).ok()?, prefix)
 }
 
 #[cfg(test)]
