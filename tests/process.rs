@@ -115,10 +115,12 @@ async fn no_log_level_shows_what_is_stored() {
     let installed = Installed::new().await;
     for level in ["debug,tokio_postgres::query=trace", "trace", "tokio_postgres=trace,diesel_async=trace"] {
         let (stderr, path) = log("levels");
-        let serving = installed.serve(&[], &["--log", level], stderr).await;
+        let mut serving = installed.serve(&[], &["--log", level, "--drain-delay", "0s"], stderr).await;
         let (token, _) = serving.sign_in(&installed.key, "user-of-this-test").await.expect("signs in");
         assert_eq!(serving.sign_out(&token).await, StatusCode::OK);
-        drop(serving);
+        // Not killed: the log is written beside the answers.
+        signal(serving.process.id(), Signal::TERM);
+        assert!(serving.ended().await.success());
         let log = fs::read_to_string(&path).expect("reads");
         assert!(level.starts_with("tokio") || log.lines().count() > 3, "{level}: the level is applied");
         for secret in ["user-of-this-test", &token, token.rsplit('.').next().expect("a signature"), &installed.key] {
