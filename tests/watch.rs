@@ -63,6 +63,26 @@ async fn a_stream_starts_with_a_snapshot_and_continues_live() {
     assert_eq!(events.ended_session().await, phone.session);
 }
 
+/// By this a subscriber knows that a proxy passes the stream on late.
+#[tokio::test]
+async fn heartbeats_say_how_old_their_stream_is() {
+    let service = Service::start().await;
+    for wire in Wire::ALL {
+        let asked = Instant::now();
+        let mut watch = service.watches(wire).await;
+        let mut previous = -1;
+        for _ in 0..3 {
+            let age = watch.stream_age().await.expect("it is there");
+            assert!(
+                previous < age && u128::try_from(age).expect("positive") <= asked.elapsed().as_millis(),
+                "{wire:?}"
+            );
+            previous = age;
+        }
+        assert!(previous >= 900, "{wire:?}: {previous} ms, with a second between heartbeats");
+    }
+}
+
 #[tokio::test]
 async fn every_kind_of_revocation_is_published() {
     let service = Service::start().await;

@@ -134,6 +134,8 @@ type streamReader struct {
 	snapshot *revokedSet
 	// Whether this stream has replaced the set by a snapshot.
 	hasNewSnapshot bool
+	// When the request was sent.
+	begunAt time.Duration
 	// When the last heartbeat arrived, and how long it was delayed at least.
 	heartbeatAt, delay time.Duration
 }
@@ -142,7 +144,7 @@ type streamReader struct {
 // delayed too.
 func newStreamReader(f *feed, p *progress, at time.Duration) *streamReader {
 	p.begin()
-	reader := &streamReader{feed: f, progress: p, heartbeatAt: at}
+	reader := &streamReader{feed: f, progress: p, begunAt: at, heartbeatAt: at}
 	reader.open(at)
 	return reader
 }
@@ -230,13 +232,20 @@ func (reader *streamReader) apply(m object, at time.Duration) (streamEnd, error)
 			reader.feed.onSnapshot()
 		}
 	case !isNull(m.get("heartbeat")):
-		millis := p.integer(p.object(m.get("heartbeat")).get("age_ms"))
+		heartbeat := p.object(m.get("heartbeat"))
+		millis := p.integer(heartbeat.get("age_ms"))
+		hasStreamAge := !isNull(heartbeat.get("stream_age_ms"))
+		streamAge := p.integer(heartbeat.get("stream_age_ms"))
 		if p.err != nil {
 			return "", p.err
 		}
 		// A heartbeat within a snapshot says nothing about the set that is in use.
 		if reader.feed.revocations.isComplete.Load() && reader.snapshot == nil {
-			if reader.isStale(positive(millis)*time.Millisecond+reader.delayOf(at), at) {
+			delay := reader.estimatedDelay(at)
+			if hasStreamAge {
+				delay = reader.delayOf(at, streamAge)
+			}
+			if reader.isStale(positive(millis)*time.Millisecond+delay, at) {
 				return "stale", nil
 			}
 			reader.progress.succeed()
@@ -260,9 +269,23 @@ func (reader *streamReader) isStale(age, at time.Duration) bool {
 	return leaves
 }
 
-// delayOf returns how long a heartbeat was delayed on the way. They are sent one second apart, so one that arrives earlier
-// than that after the previous one was delayed less, and one that arrives later was delayed more.
-func (reader *streamReader) delayOf(at time.Duration) time.Duration {
+// delayOf returns how long a heartbeat was delayed on the way, at most: a proxy may pass the stream on more slowly than it
+// comes. A heartbeat says how old its stream was when it was sent, in milliseconds; what is missing from the time since the
+// request is its delay.
+func (reader *streamReader) delayOf(at time.Duration, streamAge int64) time.Duration {
+	if streamAge < 0 {
+		streamAge = 0
+	}
+	delay := (at - reader.begunAt).Milliseconds() - streamAge
+	if delay < 0 {
+		delay = 0
+	}
+	return time.Duration(delay) * time.Millisecond
+}
+
+// estimatedDelay returns the same for a server that does not say it. Heartbeats are sent one second apart, so one that arrives
+// earlier than that after the previous one was delayed less, and one that arrives later was delayed more.
+func (reader *streamReader) estimatedDelay(at time.Duration) time.Duration {
 	delay := reader.delay + at - reader.heartbeatAt - heartbeatInterval - heartbeatLate
 	reader.heartbeatAt = at
 	if delay < 0 {

@@ -6,6 +6,7 @@
 
 use std::pin::Pin;
 use std::time::Duration;
+use std::time::Instant;
 
 use futures_util::stream::unfold;
 use tokio::sync::mpsc;
@@ -106,7 +107,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) fn stream(subscription: Subscription, accepts: Accepts) -> Stream {
     let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
     let key = subscription.filter().key();
-    let encoder = Encoder { accepts, key, has_logged: false };
+    let encoder = Encoder { accepts, key, began: Instant::now(), has_logged: false };
     tokio::spawn(forward(subscription, encoder, sender));
     Box::pin(unfold(receiver, async |mut receiver| receiver.recv().await.map(|message| (message, receiver))))
 }
@@ -142,6 +143,7 @@ struct Encoder {
     accepts: Accepts,
     /// The server key of a service; `None` for a user.
     key: Option<KeyId>,
+    began: Instant,
     /// Whether the log says that the subscriber does not understand a revocation.
     has_logged: bool,
 }
@@ -163,7 +165,10 @@ impl Encoder {
                 Event::Revocations(pb::RevocationBatch { revocations })
             }
             FeedEvent::SnapshotComplete => Event::SnapshotComplete(pb::SnapshotComplete {}),
-            FeedEvent::Heartbeat(age) => Event::Heartbeat(pb::Heartbeat { age_ms: whole(age.as_millis()) }),
+            FeedEvent::Heartbeat(age) => Event::Heartbeat(pb::Heartbeat {
+                age_ms: whole(age.as_millis()),
+                stream_age_ms: self.began.elapsed().as_millis().try_into().ok(),
+            }),
         };
         Some(pb::WatchRevocationsResponse { event: Some(event), cursor })
     }
@@ -277,7 +282,12 @@ mod tests {
     }
 
     fn encoder(accepts: &[&str], key: Option<KeyId>) -> Encoder {
-        Encoder { accepts: Accepts::read(&names(accepts)).expect("short"), key, has_logged: false }
+        Encoder {
+            accepts: Accepts::read(&names(accepts)).expect("short"),
+            key,
+            began: Instant::now(),
+            has_logged: false,
+        }
     }
 
     /// The names on the wire are those of the fields, and each kind is named by its own.

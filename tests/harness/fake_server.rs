@@ -152,7 +152,7 @@ impl Stream {
     }
 
     pub fn heartbeat(&self, age_ms: i32) {
-        self.send(Event::Heartbeat(Heartbeat { age_ms }), None);
+        self.send(Event::Heartbeat(Heartbeat { age_ms, stream_age_ms: None }), None);
     }
 
     /// Sends heartbeats of this age every half second, until the guard disconnects.

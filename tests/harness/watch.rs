@@ -98,6 +98,15 @@ impl Watch {
         }
     }
 
+    /// The age of the stream in the next heartbeat, in milliseconds.
+    pub async fn stream_age(&mut self) -> Option<i64> {
+        loop {
+            if let Event::Heartbeat(beat) = self.event().await {
+                return beat.stream_age_ms;
+            }
+        }
+    }
+
     /// The reason of the stream's end. Earlier messages are skipped.
     pub async fn refusal(&mut self) -> Refused {
         loop {

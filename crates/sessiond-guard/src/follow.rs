@@ -297,7 +297,8 @@ impl<'a> StreamReader<'a> {
             }
             Some(Event::Heartbeat(heartbeat)) if guard.revocations.is_complete() && self.snapshot.is_none() => {
                 let age = Duration::from_millis(heartbeat.age_ms.try_into().unwrap_or(0));
-                let age = age + self.delay.of_heartbeat(at);
+                let stream_age = heartbeat.stream_age_ms.map(|millis| millis.try_into().unwrap_or(0));
+                let age = age + self.delay.of_heartbeat(at, stream_age.map(Duration::from_millis));
                 let leaves = progress.stale.should_leave(age, at);
                 // The set is at least as recent as it was before this stream, unless the stream has replaced it.
                 if !leaves || self.has_new_snapshot {
@@ -320,9 +321,13 @@ impl<'a> StreamReader<'a> {
     }
 }
 
-/// Estimates how long heartbeats are delayed on the way. They are sent one second apart, so one that arrives earlier than that
-/// after the previous one was delayed less, and one that arrives later was delayed more.
+/// Bounds how long heartbeats are delayed on the way: a proxy may pass the stream on more slowly than it comes. A heartbeat says
+/// how old its stream was when it was sent; what is missing from the time since the request is its delay, at most.
+///
+/// Earlier servers do not say it. Their heartbeats are sent one second apart, so one that arrives earlier than that after the
+/// previous one was delayed less, and one that arrives later was delayed more.
 struct Delay {
+    begun_at: Instant,
     previous: Instant,
     delay: Duration,
 }
@@ -332,10 +337,13 @@ const TOLERANCE: Duration = Duration::from_millis(100);
 
 impl Delay {
     const fn new(begun_at: Instant) -> Self {
-        Self { previous: begun_at, delay: Duration::ZERO }
+        Self { begun_at, previous: begun_at, delay: Duration::ZERO }
     }
 
-    fn of_heartbeat(&mut self, at: Instant) -> Duration {
+    fn of_heartbeat(&mut self, at: Instant, stream_age: Option<Duration>) -> Duration {
+        if let Some(stream_age) = stream_age {
+            return at.duration_since(self.begun_at).saturating_sub(stream_age);
+        }
         let apart = at.duration_since(self.previous);
         self.previous = at;
         self.delay = SILENCE_MAX.min((self.delay + apart).saturating_sub(HEARTBEAT_INTERVAL + TOLERANCE));
@@ -422,7 +430,7 @@ mod tests {
     fn the_delay_follows_the_intervals_between_heartbeats() {
         let start = Instant::now();
         let mut delay = Delay::new(start);
-        let mut at = |millis: u64| delay.of_heartbeat(start + Duration::from_millis(millis));
+        let mut at = |millis: u64| delay.of_heartbeat(start + Duration::from_millis(millis), None);
         // In time, or within the tolerance.
         assert_eq!([at(1_000), at(2_050), at(3_000)], [Duration::ZERO; 3]);
         // Held up for 2.9 s: the first has waited for 1.9 s, the second for 0.9 s, less the tolerance.

@@ -465,7 +465,8 @@ fn message(line: &str) -> Result<pb::WatchRevocationsResponse, Status> {
         Some(Event::SnapshotComplete(pb::SnapshotComplete {}))
     } else if let Some(heartbeat) = line.get("heartbeat") {
         let age_ms = number(&heartbeat["age_ms"]).try_into().expect("an int32");
-        Some(Event::Heartbeat(pb::Heartbeat { age_ms }))
+        let stream_age_ms = heartbeat.get("stream_age_ms").map(number);
+        Some(Event::Heartbeat(pb::Heartbeat { age_ms, stream_age_ms }))
     } else {
         line.get("revocations").map(|batch| {
             let revocations = batch["revocations"].as_array().expect("a list").iter().map(revocation).collect();

@@ -117,6 +117,8 @@ class StreamReader:
         self._snapshot: Optional[RevokedSet] = None
         # Whether this stream has replaced the set by a snapshot.
         self._has_new_snapshot = False
+        # When the request was sent.
+        self._begun_at = at
         # When the last heartbeat arrived, and how long it was delayed at least.
         self._heartbeat_at = at
         self._delay: float = 0
@@ -179,10 +181,14 @@ class StreamReader:
                 self._has_new_snapshot = True
                 self._feed.on_snapshot()
         elif message.get("heartbeat") is not None:
-            age = max(0, _integer(_object(message["heartbeat"]).get("age_ms")))
+            heartbeat = _object(message["heartbeat"])
+            age = max(0, _integer(heartbeat.get("age_ms")))
+            stream_age = heartbeat.get("stream_age_ms")
+            if stream_age is not None:
+                stream_age = max(0, _integer(stream_age))
             # A heartbeat within a snapshot says nothing about the set that is in use.
             if revocations.is_complete and self._snapshot is None:
-                if self._is_stale(age + self._delay_of(at), at):
+                if self._is_stale(age + self._delay_of(at, stream_age), at):
                     return "stale"
                 self._progress.succeed()
                 self._feed.on_fresh()
@@ -199,9 +205,14 @@ class StreamReader:
             self._feed.revocations.set_age(self._feed.time, age)
         return leaves
 
-    def _delay_of(self, at: float) -> float:
-        """How long a heartbeat was delayed on the way. They are sent one second apart, so one that arrives earlier than that after
+    def _delay_of(self, at: float, stream_age: Optional[int]) -> float:
+        """How long a heartbeat was delayed on the way, at most: a proxy may pass the stream on more slowly than it comes. A
+        heartbeat says how old its stream was when it was sent; what is missing from the time since the request is its delay.
+
+        Earlier servers do not say it. Their heartbeats are sent one second apart, so one that arrives earlier than that after
         the previous one was delayed less, and one that arrives later was delayed more."""
+        if stream_age is not None:
+            return max(0, at - self._begun_at - stream_age)
         apart = at - self._heartbeat_at
         self._heartbeat_at = at
         self._delay = min(SILENCE_MAX_MS, max(0, self._delay + apart - HEARTBEAT_INTERVAL_MS - TOLERANCE_MS))

@@ -380,6 +380,8 @@ pub struct SnapshotComplete {}
 pub struct Heartbeat {
     #[prost(int32, tag = "1")]
     pub age_ms: i32,
+    #[prost(int64, optional, tag = "2")]
+    pub stream_age_ms: ::core::option::Option<i64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RevocationBatch {

@@ -90,6 +90,11 @@ fn beat(age_ms: i64) -> String {
     format!(r#"{{"heartbeat":{{"age_ms":{age_ms}}}}}"#)
 }
 
+/// A heartbeat that was sent when the stream was so old.
+fn sent_at(stream_age_ms: i64) -> String {
+    format!(r#"{{"heartbeat":{{"age_ms":0,"stream_age_ms":"{stream_age_ms}"}}}}"#)
+}
+
 impl Stream {
     fn set(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.settings[name] = value.into();
@@ -560,6 +565,70 @@ fn ages() -> Vec<Stream> {
             .accepts(&["phone"])
             .at(3_500 + 8_601)
             .undecided(&["phone"], "stale_feed"),
+        stream("a proxy passes the stream on more slowly than it comes")
+            .begun(&[])
+            .at(2_900)
+            .line(sent_at(1_000))
+            .at(5_800)
+            .line(sent_at(2_000))
+            .at(8_700)
+            .line(sent_at(3_000))
+            .at(11_600)
+            .line(sent_at(4_000))
+            .at(14_000)
+            .accepts(&["phone"])
+            .at(14_001)
+            .undecided(&["phone"], "stale_feed")
+            .at(14_500)
+            .last(sent_at(5_000), "stale")
+            .at(15_000)
+            .accepts(&["phone"])
+            .at(15_001)
+            .undecided(&["phone"], "stale_feed"),
+        // Each heartbeat is within the tolerance, and all of them together are not.
+        (1..=55)
+            .fold(stream("a proxy passes the stream on a little more slowly").begun(&[]), |stream, beat| {
+                stream.at(1_100 * beat).line(sent_at(1_000 * beat))
+            })
+            .at(1_100 * 56)
+            .last(sent_at(1_000 * 56), "stale"),
+        stream("heartbeats that were held up arrive at once, with the age of their stream")
+            .begun(&[])
+            .at(2_900)
+            .line(sent_at(1_000))
+            .line(sent_at(2_000))
+            .line(sent_at(2_900))
+            .at(2_900 + 10_000)
+            .accepts(&["phone"])
+            .at(2_900 + 10_001)
+            .undecided(&["phone"], "stale_feed"),
+        stream("a server that stands still for a moment delays nothing")
+            .begun(&[])
+            .at(1_000)
+            .line(sent_at(1_000))
+            .at(3_900)
+            .line(sent_at(3_900))
+            .at(3_900 + 10_000)
+            .accepts(&["phone"])
+            .at(3_900 + 10_001)
+            .undecided(&["phone"], "stale_feed"),
+        stream("a stream that is older than its request, and one that is younger than it can be")
+            .begun(&[])
+            .at(1_000)
+            .line(sent_at(i64::MAX))
+            .at(1_000 + 10_000)
+            .accepts(&["phone"])
+            .at(1_000 + 10_001)
+            .undecided(&["phone"], "stale_feed")
+            .close()
+            .at(20_000)
+            .open("c1")
+            .at(21_000)
+            .line(sent_at(i64::MIN))
+            .at(21_000 + 9_000)
+            .accepts(&["phone"])
+            .at(21_000 + 9_001)
+            .undecided(&["phone"], "stale_feed"),
         stream("the loop was blocked for ten seconds")
             .begun(&[])
             .at(1_000)
@@ -840,6 +909,7 @@ fn damaged() -> Vec<Stream> {
         ends("an age that is no number", r#"{"heartbeat":{"age_ms":"x"}}"#),
         ends("a cursor that is no text", r#"{"heartbeat":{"age_ms":0},"cursor":5}"#),
         ends("an age that 64 bits do not hold", r#"{"heartbeat":{"age_ms":1000000000000000000000000000000}}"#),
+        ends("a stream's age that is no number", r#"{"heartbeat":{"age_ms":0,"stream_age_ms":"x"}}"#),
         ends("an age with a plus sign", r#"{"heartbeat":{"age_ms":"+5"}}"#),
         ends("a number that JSON does not have", r#"{"heartbeat":{"age_ms":0},"x":NaN}"#),
         ends("an empty line", ""),

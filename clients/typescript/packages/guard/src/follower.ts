@@ -129,6 +129,8 @@ export class StreamReader {
     #snapshot: RevokedSet | undefined;
     /** Whether this stream has replaced the set by a snapshot. */
     #hasNewSnapshot = false;
+    /** When the request was sent. */
+    readonly #begunAt: number;
     /** When the last heartbeat arrived, and how long it was delayed at least. */
     #heartbeatAt: number;
     #delay = 0;
@@ -138,6 +140,7 @@ export class StreamReader {
         this.#feed = feed;
         this.#progress = progress;
         this.#lineAt = at;
+        this.#begunAt = at;
         this.#heartbeatAt = at;
         progress.begin();
     }
@@ -216,9 +219,11 @@ export class StreamReader {
             }
         } else if (isThere(heartbeat)) {
             // A heartbeat within a snapshot says nothing about the set that is in use.
-            const age = Math.max(0, integerOf(objectOf(heartbeat).age_ms));
+            const { age_ms, stream_age_ms } = objectOf(heartbeat);
+            const age = Math.max(0, integerOf(age_ms));
+            const streamAge = isThere(stream_age_ms) ? integerOf(stream_age_ms) : undefined;
             if (revocations.isComplete && !this.#snapshot) {
-                if (this.#isStale(age + this.#delayOf(at), at, time)) return "stale";
+                if (this.#isStale(age + this.#delayOf(at, streamAge), at, time)) return "stale";
                 this.#progress.succeed();
                 this.#feed.onFresh?.();
             }
@@ -237,10 +242,14 @@ export class StreamReader {
     }
 
     /**
-     * How long a heartbeat was delayed on the way. They are sent one second apart, so one that arrives earlier than that after
+     * How long a heartbeat was delayed on the way, at most: a proxy may pass the stream on more slowly than it comes. A
+     * heartbeat says how old its stream was when it was sent; what is missing from the time since the request is its delay.
+     *
+     * Earlier servers do not say it. Their heartbeats are sent one second apart, so one that arrives earlier than that after
      * the previous one was delayed less, and one that arrives later was delayed more.
      */
-    #delayOf(at: number): number {
+    #delayOf(at: number, streamAge: number | undefined): number {
+        if (streamAge !== undefined) return Math.max(0, at - this.#begunAt - Math.max(0, streamAge));
         const apart = at - this.#heartbeatAt;
         this.#heartbeatAt = at;
         const delay = Math.max(0, this.#delay + apart - HEARTBEAT_INTERVAL_MS - TOLERANCE_MS);
