@@ -204,8 +204,9 @@ func (s *state) decide(token string) decision {
 	case principal.isExpired(s.time.now()):
 		return decision{refusal: expired(principal)}
 	}
-	isRevoked, isSuperseded, isWithheld := s.revocations.set.Load().find(principal)
+	// Before the set: the one that is asked must not be older than what is believed of it.
 	age, isComplete := s.revocations.age(s.time)
+	isRevoked, isSuperseded, isWithheld := s.revocations.set.Load().find(principal)
 	switch {
 	case isRevoked:
 		return decision{refusal: revoked}
@@ -370,8 +371,12 @@ func (g *Guard) VerifyNow(token string) (*Principal, error) {
 	return g.count(d)
 }
 
-// Require checks that the user has authenticated recently and strongly enough (RFC 9470). The error is a *[Refusal].
+// Require checks that the user has authenticated recently and strongly enough (RFC 9470). The error is a *[Refusal]. Nobody
+// has: a nil principal is refused.
 func (g *Guard) Require(principal *Principal, requirement Requirement) error {
+	if principal == nil {
+		return credentialsMissing
+	}
 	if !meets(principal, requirement, g.time.now()) {
 		g.counts.stepUps.Add(1)
 		return insufficientAuthentication(requirement)
@@ -595,6 +600,8 @@ func (g *Guard) readKeys() {
 				implausible = 0
 			}
 			due = begunAt.Add(age / 2)
+			// Not before: with a wrong clock, expired tokens would pass.
+			g.began(func(s *startup) { s.hasKeys = true })
 		}
 		if !g.sleep(time.Until(due), g.reads.requested) {
 			return
@@ -627,7 +634,6 @@ func (g *Guard) readKeysOnce() (time.Duration, bool, error) {
 	}
 	age := maxAge(answer.header.Get("Cache-Control"))
 	g.keys.store(found, requestedAt, age)
-	g.began(func(s *startup) { s.hasKeys = true })
 	return age, isPlausible, nil
 }
 

@@ -53,3 +53,10 @@ func TestTraces(t *testing.T) {
 		}
 	}
 }
+
+func TestNobodyHasAuthenticated(t *testing.T) {
+	var g Guard
+	if err := g.Require(nil, Requirement{ACR: []string{"aal2"}}); err != credentialsMissing {
+		t.Error(err)
+	}
+}

@@ -1,7 +1,6 @@
 package guard
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -62,8 +61,10 @@ type upstream struct {
 func newUpstream(options *Options, issuer string) *upstream {
 	transport := &http.Transport{
 		DialContext: (&net.Dialer{Timeout: connectTimeout}).DialContext, TLSHandshakeTimeout: connectTimeout,
-		TLSClientConfig: options.TLS, DisableCompression: true, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 16,
-		IdleConnTimeout: 30 * time.Second,
+		TLSClientConfig: options.TLS, DisableCompression: true, MaxIdleConnsPerHost: 16, IdleConnTimeout: 30 * time.Second,
+		// Over HTTP/1.1 alone: a request that is given up takes its connection with it. One of HTTP/2 would stay, with all that
+		// is sent on it, if what is in between has swallowed it.
+		TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},
 	}
 	// Redirects would send the server key elsewhere.
 	never := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
@@ -216,8 +217,12 @@ func (u *upstream) introspect(ctx context.Context, token string) (isActive bool,
 		if answer.status != http.StatusOK {
 			return unexpected(r, path, answer.status)
 		}
-		var found map[string]json.RawMessage
-		isActive = json.Unmarshal(answer.body, &found) == nil && bytes.Equal(found["active"], []byte("true"))
+		var found struct{ Active *bool }
+		// An answer of a proxy is no verdict.
+		if json.Unmarshal(answer.body, &found) != nil || found.Active == nil {
+			return fmt.Errorf("%s%s does not say whether a token is active", r.url, path)
+		}
+		isActive = *found.Active
 		return nil
 	})
 	return isActive, err

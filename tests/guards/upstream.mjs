@@ -98,8 +98,14 @@ for (const probe of probes) {
         assert.equal(await probe.verdict(phone.access_token, headers), "accepted", probe.guard);
         assert.deepEqual(calls.pop(), expected, `${probe.guard}: ${JSON.stringify(headers)}`);
     }
-    await probe.stop();
 }
+// What a proxy answers in sessiond's place is no verdict.
+for (const page of ["<html>busy</html>", "", "{}", '{"active":', '"active"']) {
+    relay.instead = (path) => (path === "/auth/tokens:introspect" ? page : undefined);
+    for (const probe of probes) assert.equal(await probe.verdict(phone.access_token), "VERIFICATION_UNAVAILABLE", `${probe.guard}: ${page}`);
+}
+for (const probe of probes) await probe.stop();
+console.log("guards, an outage: a proxy's page in place of an answer is no verdict");
 console.log("guards, traces: each passes traceparent and tracestate on when it asks about a token, and nothing else");
 relay.close();
 await server.stop();

@@ -15,7 +15,8 @@ settings.configure(ALLOWED_HOSTS=["*"], SESSIOND_GUARD={})
 from django.test import RequestFactory  # noqa: E402
 from sessiond_guard import Trace, asgi, django, wsgi  # noqa: E402
 from sessiond_guard.follower import Progress, StreamReader  # noqa: E402
-from sessiond_guard.guard import GuardState  # noqa: E402
+from sessiond_guard.guard import Guard, GuardState, meets  # noqa: E402
+from sessiond_guard.refusal import Refusal, Requirement  # noqa: E402
 from sessiond_guard.upstream import Replica, Unavailable, trace_headers  # noqa: E402
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -114,6 +115,56 @@ class Traces(unittest.TestCase):
         scope["headers"].append((b"traceparent", PARENT.encode()))
         asyncio.run(asgi.SessiondMiddleware(app, Watched())(scope, None, None))
         self.assertEqual(trace_headers(seen[3][1]), {})
+
+
+class Introspections(unittest.TestCase):
+    def guard(self, permits):
+        guard = Guard.__new__(Guard)
+        guard._state = GuardState("demo", "https://sessions.example.org")
+        guard._introspections, guard._executor = threading.Semaphore(permits), None
+        guard._counts = dict.fromkeys(("introspections",), 0)
+        guard._upstream = self
+        return guard
+
+    def introspect(self, token, trace):
+        time.sleep(0.2)
+        raise Unavailable("away")
+
+    def test_what_exceeds_the_bound_is_refused_before_it_is_queued(self):
+        guard = self.guard(2)
+
+        async def ask():
+            begun = time.monotonic()
+            refusal = await guard._introspect_async("a.b.c", None, None)
+            self.assertEqual(refusal.reason, "VERIFICATION_UNAVAILABLE")
+            return time.monotonic() - begun
+
+        async def main():
+            times = sorted(await asyncio.gather(*(ask() for _ in range(5))))
+            self.assertTrue(times[2] < 0.2 <= times[3], times)
+            # A request that is cancelled gives its permit back, and so does one after the guard is closed.
+            task = asyncio.ensure_future(ask())
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            guard._executor.shutdown()
+            await ask()
+
+        asyncio.run(main())
+        self.assertTrue(all(guard._introspections.acquire(blocking=False) for _ in range(2)))
+
+
+class StepUp(unittest.TestCase):
+    def test_nobody_has_authenticated(self):
+        guard = Guard.__new__(Guard)
+        guard._state, guard._counts = GuardState("demo", "https://sessions.example.org"), {"refused": 0}
+        with self.assertRaises(Refusal) as caught:
+            guard.require(None, acr=["aal2"])
+        self.assertEqual(caught.exception.reason, "CREDENTIALS_MISSING")
+
+    def test_a_text_is_no_list_of_values(self):
+        with self.assertRaises(TypeError):
+            meets(None, Requirement("aal2"), 0)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,8 @@ impl GuardState {
             return Decision::Rejected(expired.into());
         }
         let bearer = Bearer::from(&token);
+        // Before the set: the one that is asked must not be older than what is believed of it.
+        let age = self.revocations.age(&self.time);
         if self.revocations.contains(&bearer) {
             return Decision::Rejected(Rejection::SessionRevoked);
         }
@@ -141,7 +143,7 @@ impl GuardState {
         }
         let is_withheld = self.revocations.withholds(&bearer);
         let principal = Principal::new(token);
-        match self.revocations.age(&self.time) {
+        match age {
             None => Decision::Uncertain(UnavailableReason::NoFeed, Some(principal)),
             Some(age) if age > self.max_staleness => Decision::Uncertain(UnavailableReason::StaleFeed, Some(principal)),
             Some(_) if is_withheld => Decision::Uncertain(UnavailableReason::Withheld, Some(principal)),

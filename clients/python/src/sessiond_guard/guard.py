@@ -134,12 +134,13 @@ class GuardState:
             return verified
         if verified.expires_at_ms <= self.time.now():
             return _expired(verified)
+        # Before the set: the one that is asked must not be older than what is believed of it.
+        because = self._doubt(verified)
         revoked = self.revocations.set
         if revoked.has(verified):
             return Refusal.revoked()
         if revoked.has_superseded(verified):
             return Refusal.superseded()
-        because = self._doubt(verified)
         return (because, verified) if because else verified
 
     def _doubt(self, principal: Principal) -> Optional[str]:
@@ -289,10 +290,8 @@ class Guard:
         if decision == UNKNOWN_KEY:
             decision = self._after_read(token, await self._reads.read_now_async(READ_TIMEOUT_MS / 1_000))
         if isinstance(decision, tuple) and self._state.fail_mode == "introspect":
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(INTROSPECTION_THREADS, "sessiond-guard")
-            loop = asyncio.get_running_loop()
-            return self._count(await loop.run_in_executor(self._executor, self._resolve, token, decision, trace))
+            self._read_stale_keys(decision[0])
+            return self._count(await self._introspect_async(token, decision[1], trace))
         return self._count(self._resolve(token, decision, trace))
 
     def verify_now(self, token: str) -> Principal:
@@ -307,9 +306,12 @@ class Guard:
             decision = self._state.decide_by_fail_mode(*decision)
         return self._count(decision)
 
-    def require(self, principal: Principal, acr: Sequence[str] = (), max_age: Optional[int] = None) -> None:
+    def require(self, principal: Optional[Principal], acr: Sequence[str] = (), max_age: Optional[int] = None) -> None:
         """Checks that the user has authenticated recently and strongly enough (RFC 9470). Raises Refusal
-        (INSUFFICIENT_USER_AUTHENTICATION)."""
+        (INSUFFICIENT_USER_AUTHENTICATION; CREDENTIALS_MISSING without a principal, behind `optional`)."""
+        if principal is None:
+            self._add("refused")
+            raise Refusal.credentials_missing()
         requirement = Requirement(acr, max_age)
         if not meets(principal, requirement, self._state.time.now()):
             self._add("step_ups")
@@ -374,12 +376,32 @@ class Guard:
         if not self._introspections.acquire(blocking=False):
             return Refusal.unavailable("no_answer")
         try:
+            return self._ask(token, principal, trace)
+        finally:
+            self._introspections.release()
+
+    async def _introspect_async(self, token: str, principal: Optional[Principal], trace: Optional[Trace]) -> Union[Principal, Refusal]:
+        """The same on a thread. Refused before it is queued: the queue of the threads has no bound."""
+        if not self._introspections.acquire(blocking=False):
+            return Refusal.unavailable("no_answer")
+        try:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(INTROSPECTION_THREADS, "sessiond-guard")
+            asking = self._executor.submit(self._ask, token, principal, trace)
+        except RuntimeError:
+            # The guard is closed.
+            self._introspections.release()
+            return Refusal.unavailable("no_answer")
+        # Also if the request is cancelled before a thread is free.
+        asking.add_done_callback(lambda _: self._introspections.release())
+        return await asyncio.wrap_future(asking)
+
+    def _ask(self, token: str, principal: Optional[Principal], trace: Optional[Trace]) -> Union[Principal, Refusal]:
+        try:
             self._add("introspections")
             is_active = self._upstream.introspect(token, trace)
         except (Unavailable, ConfigurationError):
             return Refusal.unavailable("no_answer")
-        finally:
-            self._introspections.release()
         if not is_active:
             # The signature and the expiry were checked here, so it is the session that has ended.
             return Refusal.unparsable() if principal is None else Refusal.revoked()
@@ -437,10 +459,13 @@ class Guard:
         is_plausible = date is None or state.time.observe(date)
         age = max_age(response.headers.get("cache-control"))
         state.jwks.store(keys, requested_at, age)
+        return age, is_plausible
+
+    def _begun(self) -> None:
+        """The keys have arrived, for `ready`."""
         with self._changed:
             self._has_keys = True
             self._changed.notify_all()
-        return age, is_plausible
 
     def _stream(self, replica: Replica, progress: Progress) -> str:
         """Follows one replica. Returns why the stream ended."""
@@ -509,6 +534,8 @@ _OUTCOMES = {
 
 def meets(principal: Principal, requirement: Requirement, now: float) -> bool:
     """Whether an authentication is sufficient. An unknown value does not meet a requirement. `now` in milliseconds."""
+    if isinstance(requirement.acr, str):
+        raise TypeError("acr must be a list of values: `in` would find parts of a text")
     auth_time, acr = principal.claims.get("auth_time"), principal.claims.get("acr")
     limit = requirement.max_age
     is_recent = limit is None or (auth_time is not None and now < (auth_time + limit) * 1_000)
@@ -611,6 +638,8 @@ def _read_keys(guard: Guard) -> None:
             if is_plausible or implausible >= IMPLAUSIBLE_MAX:
                 implausible = 0 if is_plausible else implausible
                 due = begun_at + age / 2_000
+                # Not before: with a wrong clock, expired tokens would pass.
+                guard._begun()
             else:
                 implausible += 1
                 due = _monotonic() + READ_RETRY_MIN_MS / 1_000

@@ -182,7 +182,11 @@ class Upstream:
             response = replica.send("POST", path, headers, json.dumps({"token": token}).encode())
             if response.status != 200:
                 raise _unexpected(replica, path, response.status)
-            return _member(response.body, "active") is True
+            is_active = _member(response.body, "active")
+            # An answer of a proxy is no verdict.
+            if not isinstance(is_active, bool):
+                raise Unavailable(f"{replica.url}{path} does not say whether a token is active")
+            return is_active
 
         return self._first(ask)
 

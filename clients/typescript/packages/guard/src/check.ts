@@ -41,10 +41,21 @@ export async function check(
     }
 }
 
+/**
+ * The values of a header, one for each line, whose name is in lower case. `headersDistinct` is not everywhere: a request over
+ * HTTP/2 and an injected one have the lines alone.
+ */
+export function headerValues({ rawHeaders }: Pick<IncomingMessage, "rawHeaders">, name: string): string[] {
+    return rawHeaders.filter((_, at) => at % 2 === 1 && rawHeaders[at - 1]?.toLowerCase() === name);
+}
+
 /** The trace of a request. */
-export function traceOf({ headersDistinct: { traceparent, tracestate } }: IncomingMessage): Trace {
-    const only = (values: readonly string[] = []) => (values.length === 1 ? values[0] : undefined);
-    return { traceparent: only(traceparent), tracestate: only(tracestate) };
+export function traceOf(request: Pick<IncomingMessage, "rawHeaders">): Trace {
+    const only = (name: string) => {
+        const [value, ...more] = headerValues(request, name);
+        return more.length === 0 ? value : undefined;
+    };
+    return { traceparent: only("traceparent"), tracestate: only("tracestate") };
 }
 
 function read(guard: Guard, headers: readonly string[]): string | undefined {

@@ -1,6 +1,6 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Guard } from "./guard.js";
-import { type RouteOptions, check, traceOf } from "./check.js";
+import { type RouteOptions, check, headerValues, traceOf } from "./check.js";
 import type { Principal } from "./token.js";
 
 declare module "http" {
@@ -13,7 +13,7 @@ declare module "http" {
 /** Middleware for Express, and for everything else that takes Connect's: `app.use(sessiond(guard))`. Sets `request.principal`. */
 export function sessiond(guard: Guard, options?: RouteOptions) {
     return (request: IncomingMessage, response: ServerResponse, next: (error?: unknown) => void): void => {
-        check(guard, request.headersDistinct.authorization ?? [], options, traceOf(request)).then(({ refusal, principal }) => {
+        check(guard, headerValues(request, "authorization"), options, traceOf(request)).then(({ refusal, principal }) => {
             if (refusal) {
                 const { status, headers, body } = refusal.response();
                 response.writeHead(status, headers).end(body);

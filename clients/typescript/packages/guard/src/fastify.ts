@@ -1,6 +1,6 @@
 import type { FastifyPluginAsync, preHandlerAsyncHookHandler } from "fastify";
 import type { Guard } from "./guard.js";
-import { type RouteOptions, check, traceOf } from "./check.js";
+import { type RouteOptions, check, headerValues, traceOf } from "./check.js";
 import type { Principal } from "./token.js";
 
 declare module "fastify" {
@@ -22,7 +22,7 @@ Object.assign(sessiond, { [Symbol.for("skip-override")]: true, [Symbol.for("fast
 /** A hook for one route that asks for more: `{ onRequest: requires(guard, { acr: ["aal2"] }) }`. */
 export function requires(guard: Guard, options: RouteOptions): preHandlerAsyncHookHandler {
     return async (request, reply) => {
-        const authorization = request.raw.headersDistinct.authorization ?? [];
+        const authorization = headerValues(request.raw, "authorization");
         const { refusal, principal } = await check(guard, authorization, options, traceOf(request.raw));
         if (refusal) {
             const { status, headers, body } = refusal.response();

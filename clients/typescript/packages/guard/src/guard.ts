@@ -301,7 +301,11 @@ export class Guard {
      *
      * @throws {Refusal} INSUFFICIENT_USER_AUTHENTICATION
      */
-    require(principal: Principal, requirement: Requirement): void {
+    require(principal: Principal | undefined, requirement: Requirement): void {
+        if (!principal) {
+            this.countRefusal();
+            throw Refusal.credentialsMissing();
+        }
         if (meets(principal, requirement, this.#state.time.now())) return;
         this.#counts.stepUps += 1;
         throw Refusal.insufficientAuthentication(requirement);
@@ -456,11 +460,12 @@ export class Guard {
                 if (isDatePlausible || implausible >= IMPLAUSIBLE_MAX) {
                     implausible = isDatePlausible ? 0 : implausible;
                     due = begunAt + age / 2;
+                    // Not before: with a wrong clock, expired tokens would pass.
+                    this.#startupChanged({ hasKeys: true });
                 } else {
                     implausible += 1;
                     due = performance.now() + READ_RETRY_MIN_MS;
                 }
-                this.#startupChanged({ hasKeys: true });
             } catch (error) {
                 reads.hasLastSucceeded = false;
                 this.#failed("failed to read the JWK Set", error);
@@ -501,7 +506,7 @@ export class Guard {
                 await new Promise<void>((resolve) => this.#readWaiters.push(resolve));
             }
         };
-        return (await within(READ_TIMEOUT_MS, done())) && reads.hasLastSucceeded;
+        return (await within(READ_TIMEOUT_MS, done())) && reads.done >= awaited && reads.hasLastSucceeded;
     }
 
     /** Follows one replica at a time, and switches to the next when its stream ends. */
@@ -634,6 +639,8 @@ interface Watch {
 
 /** Whether an authentication is sufficient. An unknown value does not meet a requirement. */
 export function meets({ claims }: Principal, { acr = [], maxAge }: Requirement, now: number): boolean {
+    // `includes` of a text would find parts of it.
+    if (!Array.isArray(acr)) throw new TypeError("acr must be a list of values");
     const isRecent = maxAge === undefined || (typeof claims.auth_time === "number" && now < (claims.auth_time + maxAge) * 1_000);
     const isStrong = acr.length === 0 || (typeof claims.acr === "string" && acr.includes(claims.acr));
     return isRecent && isStrong;

@@ -163,7 +163,7 @@ class SessionTable {
         const mask = until.length - 1;
         let hole = slot;
         for (let next = (slot + 1) & mask; until[next] !== 0; next = (next + 1) & mask) {
-            const home = ((ids[next * 4 + 3] ?? 0) ^ (ids[next * 4 + 2] ?? 0)) & mask;
+            const home = mixed(ids, next * 4) & mask;
             if (((next - home) & mask) < ((next - hole) & mask)) continue;
             ids.copyWithin(hole * 4, next * 4, next * 4 + 4);
             until[hole] = until[next] ?? 0;
@@ -173,10 +173,10 @@ class SessionTable {
         this.size -= 1;
     }
 
-    /** The slot of this id, or the empty one where it belongs. The last words of a session's id are random. */
+    /** The slot of this id, or the empty one where it belongs. */
     #slot(parts: Uint32Array): number {
         const mask = this.#until.length - 1;
-        let slot = ((parts[3] ?? 0) ^ (parts[2] ?? 0)) & mask;
+        let slot = mixed(parts, 0) & mask;
         while (this.#until[slot] !== 0 && !this.#is(slot, parts)) slot = (slot + 1) & mask;
         return slot;
     }
@@ -244,4 +244,14 @@ export class Revocations {
         this.set = set;
         this.isComplete = true;
     }
+}
+
+/** A hash of the id whose four words begin here. sessiond's ids end with random words; other issuers' need not. */
+function mixed(words: Uint32Array, at: number): number {
+    let hash = 0;
+    for (let word = at; word < at + 4; word += 1) {
+        hash = Math.imul(hash ^ (words[word] ?? 0), 0x9e3779b1);
+        hash ^= hash >>> 15;
+    }
+    return hash;
 }

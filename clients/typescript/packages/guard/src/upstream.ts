@@ -184,7 +184,10 @@ export class Upstream {
             const headers = { ...this.authorization, ...traceHeaders(trace), "content-type": "application/json" };
             const { status, body } = await this.send(replica, "POST", path, headers, JSON.stringify({ token }));
             if (status !== 200) throw unexpected(replica, path, status);
-            return (JSON.parse(body) as { active?: unknown }).active === true;
+            const { active } = JSON.parse(body) as { active?: unknown };
+            // An answer of a proxy is no verdict.
+            if (typeof active !== "boolean") throw new UnavailableError(`${replica.url}${path} does not say whether a token is active`);
+            return active;
         });
     }
 
