@@ -241,7 +241,6 @@ describe("behind proxies", { concurrency: 4 }, () => {
     test("an open redirect by the return path", async (t) => {
         const paths = ["//evil.example/", "/\\evil.example/", "/%5cevil.example/", "/%2fevil.example/", "/.//evil.example/", "/%09/evil.example/", "/a%0d%0aset-cookie:x=y"];
         for (const proxy of PROXIES) {
-            const context = await newContext(t, browser);
             const origin = `http://localhost:${proxies[proxy]}`;
             // By the response: if a refusal has no body, Chromium shows an error page of its own.
             const landing = async (page, act) => {
@@ -252,14 +251,14 @@ describe("behind proxies", { concurrency: 4 }, () => {
             };
             /** The status of a page, and of what a sign-in leads to if that is the login page. */
             const visit = async (url) => {
+                const context = await newContext(t, browser);
                 const page = await context.newPage();
                 const statuses = [await landing(page, () => page.goto(url))];
                 if (statuses[0] === 200) {
                     await page.getByLabel("user").fill(newUser());
                     statuses.push(await landing(page, () => page.getByRole("button", { name: "Sign in" }).click()));
                 }
-                await page.close();
-                await context.clearCookies();
+                await close(context);
                 return statuses.join();
             };
             for (const path of paths) {
