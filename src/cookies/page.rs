@@ -50,19 +50,20 @@ pub fn login_location(login: &str, path: &str) -> Option<String> {
 /// The path and query if they stay within the origin, otherwise `/`. Browsers read `\` like `/`, drop tabs and line breaks, and a
 /// login page may decode what it is given or resolve `.` and `..`, so none of these may be in it, encoded or not.
 fn return_path(path: &str) -> &str {
-    let is_allowed = |text: &str| {
-        let path = text.split(['?', '#']).next().unwrap_or_default();
-        path.starts_with('/')
-            && !path.starts_with("//")
-            && !path.split('/').any(|segment| matches!(segment, "." | ".."))
-            && !text.contains('\\')
-            && !text.chars().any(char::is_control)
+    let is_within = |route: &str| {
+        let is_dotted = route.split('/').any(|segment| matches!(segment, "." | ".."));
+        route.starts_with('/') && !route.starts_with("//") && !is_dotted
     };
-    let is_plain = path.len() <= RETURN_PATH_BYTES_MAX && path.bytes().all(|byte| byte.is_ascii_graphic());
+    let is_clean = |text: &str| !text.contains('\\') && !text.chars().any(char::is_control);
     // Decoded twice, because what decodes it once more may be behind the login page.
-    let once = percent_decode_str(path).decode_utf8_lossy();
-    let twice = percent_decode_str(&once).decode_utf8_lossy();
-    if is_plain && is_allowed(path) && is_allowed(&once) && is_allowed(&twice) { path } else { "/" }
+    let holds = |text: &str, check: &dyn Fn(&str) -> bool| {
+        let once = percent_decode_str(text).decode_utf8_lossy();
+        check(text) && check(&once) && check(&percent_decode_str(&once).decode_utf8_lossy())
+    };
+    // Cut before it is decoded: an encoded `?` does not begin a query.
+    let route = path.split(['?', '#']).next().unwrap_or_default();
+    let is_plain = path.len() <= RETURN_PATH_BYTES_MAX && path.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_plain && holds(route, &is_within) && holds(path, &is_clean) { path } else { "/" }
 }
 
 #[cfg(test)]
@@ -93,6 +94,9 @@ mod tests {
             "/x/..//evil.example",
             "/x/%252e%252e//evil.example",
             "/x/..",
+            "/%3f/%2e%2e//evil.example",
+            "/%23/%2e%2e//evil.example",
+            "/%253f/%252e%252e//evil.example",
             "///evil.example",
             "/\\evil.example",
             "\\\\evil.example",

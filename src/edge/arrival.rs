@@ -65,6 +65,10 @@ pub(super) struct ByteLease {
 impl ByteLease {
     /// Takes more bytes; `false` if too few are left.
     fn extend(&mut self, bytes: usize) -> bool {
+        // An entry of no bytes would never be removed.
+        if bytes == 0 {
+            return true;
+        }
         let Budget(ledger) = &self.budget;
         let mut held = ledger.held.lock().expect("no one panics while holding it");
         if held.all + bytes > ledger.max {

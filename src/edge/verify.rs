@@ -90,12 +90,13 @@ impl Verify {
     pub(super) async fn answer(&self, project: String, request: Request) -> Response {
         let (Parts { method, uri, headers, extensions, .. }, _) = request.into_parts();
         let call = self.observe.begin(CHECK, &extensions);
-        let VerifyQuery { login, keeps_status, step_up } = VerifyQuery::read(uri.query());
+        let VerifyQuery { login, mut keeps_status, step_up } = VerifyQuery::read(uri.query());
         let mut asked = proxied_request(Some(project), login, &headers, &extensions);
         asked.step_up = step_up;
-        // The same query may be the client's own, which the proxy has passed on: a client must not name the login page.
+        // The same query may be the client's own, which the proxy has passed on: a client must neither name the login page, nor
+        // have a page read its new cookies.
         if asked.path.split_once('?').is_some_and(|(_, query)| Some(query) == uri.query()) {
-            asked.login = None;
+            (asked.login, keeps_status) = (None, false);
         }
         let decision = self.decide(asked, &extensions).await;
         call.end(decision.as_ref().err());

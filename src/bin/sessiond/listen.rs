@@ -1,6 +1,7 @@
 //! Checks the listen addresses before anything is started that would have to be stopped again.
 
 use std::io;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 
 use sessiond::config::Listen;
@@ -34,7 +35,9 @@ fn bind(address: SocketAddr) -> io::Result<()> {
 /// Whether two listeners cannot have both addresses.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let is_one_port = one.port() == other.port() && one.port() != 0;
-    is_one_port && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
+    // `[::]` is all addresses, and `0.0.0.0` those of IPv4.
+    let has = |all: IpAddr, ip: IpAddr| all.is_unspecified() && (all.is_ipv6() || ip.to_canonical().is_ipv4());
+    is_one_port && (one.ip() == other.ip() || has(one.ip(), other.ip()) || has(other.ip(), one.ip()))
 }
 
 fn refused(flag: &str, address: SocketAddr, error: &io::Error) -> String {
@@ -96,6 +99,11 @@ mod tests {
         );
         drop(taken);
         assert_eq!(check(&[("--listen", free), ("--metrics-listen", address)]), Ok(()));
+        let overlaps = |one: &str, other: &str| overlap(one.parse().expect("one"), other.parse().expect("other"));
+        assert!(
+            overlaps("[::]:1", "127.0.0.1:1") && overlaps("0.0.0.0:1", "[::]:1") && overlaps("0.0.0.0:1", "10.0.0.1:1")
+        );
+        assert!(!overlaps("0.0.0.0:1", "[::1]:1") && !overlaps("127.0.0.1:1", "127.0.0.1:2"));
         let any = SocketAddr::from(([0, 0, 0, 0], address.port()));
         for other in [address, any] {
             let error = check(&[("--listen", address), ("--metrics-listen", other)]).expect_err("one address for both");
