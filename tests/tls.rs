@@ -232,12 +232,11 @@ async fn a_listener_without_tls_is_warned_of_unless_it_is_on_loopback() {
     for (proxies, warned) in [("127.0.0.1:0", false), ("0.0.0.0:0", true)] {
         let log = authority.path(proxies);
         let args = ["--proxy-listen", proxies];
-        let serving = installed.serve(&[], &args, File::create(&log).expect("creates")).await;
+        let _serving = installed.serve(&[], &args, File::create(&log).expect("creates")).await;
         // Which is logged after the warning; and the log is written beside the answers.
         eventually("says that it is ready", async || text(&log).contains("INFO ready")).await;
         let is_warned = text(&log).contains("listening for other machines without TLS");
         assert_eq!(is_warned, warned, "{}", text(&log));
         assert_eq!(text(&log).contains("listeners=\"--proxy-listen\""), warned, "{}", text(&log));
-        drop(serving);
     }
 }

@@ -241,9 +241,11 @@ func (reader *streamReader) apply(m object, at time.Duration) (streamEnd, error)
 		}
 		// A heartbeat within a snapshot says nothing about the set that is in use.
 		if reader.feed.revocations.isComplete.Load() && reader.snapshot == nil {
-			delay := reader.estimatedDelay(at)
+			var delay time.Duration
 			if hasStreamAge {
 				delay = reader.delayOf(at, streamAge)
+			} else {
+				delay = reader.estimatedDelay(at)
 			}
 			if reader.isStale(positive(millis)*time.Millisecond+delay, at) {
 				return "stale", nil

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::iter;
+
+use memchr::memchr;
+use memchr::memchr_iter;
 
 use super::ACCESS;
 use super::parse_name;
@@ -123,19 +125,15 @@ fn check_size<'h>(headers: impl Iterator<Item = &'h [u8]>) -> Result<(), TooLarg
 /// Libraries remove more, such as the spaces of Unicode, and a browser lets a sibling subdomain set a cookie whose name is one of
 /// those and then `__Host-`: to the browser it has no prefix.
 fn pairs(header: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let mut rest = Some(header);
-    let pieces = iter::from_fn(move || {
-        let (piece, behind) = split(b';', rest?).map_or((rest?, None), |(piece, behind)| (piece, Some(behind)));
-        rest = behind;
-        Some(piece)
-    });
-    pieces.filter_map(|piece| split(b'=', piece.strip_prefix(b" ").unwrap_or(piece)))
-}
-
-/// What is in front of the first such byte, and behind it. To look at each byte of a token would take longer than all else here.
-fn split(byte: u8, text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = memchr::memchr(byte, text)?;
-    Some((&text[..at], &text[at + 1..]))
+    let mut start = 0;
+    // To look at each byte of a token would take longer than all else here.
+    memchr_iter(b';', header).chain([header.len()]).filter_map(move |end| {
+        let piece = &header[start..end];
+        start = end + 1;
+        let piece = piece.strip_prefix(b" ").unwrap_or(piece);
+        let at = memchr(b'=', piece)?;
+        Some((&piece[..at], &piece[at + 1..]))
+    })
 }
 
 /// The bytes as text, with replacements for what is not. Tried as it is first, because the other way looks at each byte.

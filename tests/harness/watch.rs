@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use prost::Message as _;
 use prost_reflect::DynamicMessage;
 use sessiond::pb::{
-    Revocation, SnapshotReason, WatchRevocationsRequest, WatchRevocationsResponse, revocation::Ended,
+    Heartbeat, Revocation, SnapshotReason, WatchRevocationsRequest, WatchRevocationsResponse, revocation::Ended,
     watch_revocations_response::Event,
 };
 use tonic::{client::Grpc, codegen::http::uri::PathAndQuery, metadata::MetadataMap};
@@ -91,18 +91,18 @@ impl Watch {
 
     /// The age in the next heartbeat, in milliseconds.
     pub async fn heartbeat(&mut self) -> i32 {
-        loop {
-            if let Event::Heartbeat(beat) = self.event().await {
-                return beat.age_ms;
-            }
-        }
+        self.beat().await.age_ms
     }
 
     /// The age of the stream in the next heartbeat, in milliseconds.
     pub async fn stream_age(&mut self) -> Option<i64> {
+        self.beat().await.stream_age_ms
+    }
+
+    async fn beat(&mut self) -> Heartbeat {
         loop {
             if let Event::Heartbeat(beat) = self.event().await {
-                return beat.stream_age_ms;
+                return beat;
             }
         }
     }
