@@ -104,8 +104,8 @@ pub struct Limits {
     #[arg(long, env = "SESSIOND_CONNECTION_AGE_MAX", default_value = "1h", value_parser = duration::<1_000, { 30 * DAY }>, value_name = "DURATION")]
     pub connection_age_max: Duration,
 
-    /// The most open connections. At the limit, the longest idle one is closed to make room; if none is idle, new ones
-    /// wait to be accepted.
+    /// The most open connections. From 31/32 of them on, each new one closes the longest idle one to make room; at the
+    /// limit, if none is idle, new ones wait to be accepted.
     #[arg(long, env = "SESSIOND_CONNECTIONS_MAX", default_value_t = 10_000, value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
     pub connections_max: usize,
 

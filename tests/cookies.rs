@@ -1,8 +1,9 @@
 //! Tokens in cookies: on the API's own routes, and at proxies. A browser here is a cookie jar of its own making; real browsers are
 //! in `tests/clients`, real proxies in `proxies.rs`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use diesel_async::SimpleAsyncConnection as _;
 use futures_util::future::join_all;
@@ -980,6 +981,60 @@ async fn planted_cookies_of_unknown_projects_hide_nothing() {
     let (code, response) = call(&service, Wire::Rest, "RevokeCurrent", headers).await;
     assert_eq!((code, set_cookies(&response).len()), (Code::Ok, 2));
     assert!(!service.is_live(&browser.session).await);
+}
+
+/// The token, with an invented key.
+fn of_made_up_key(token: &str, number: u32) -> String {
+    let (head, rest) = token.split_once('.').expect("three parts");
+    let mut head: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(head).expect("base64url")).expect("JSON");
+    head["kid"] = format!("0199d4a0-0000-7000-8000-{number:012}").into();
+    format!("{}.{rest}", URL_SAFE_NO_PAD.encode(head.to_string()))
+}
+
+/// Another host of the domain can plant them. However many there are, the genuine session ends first, and one load of the keys
+/// answers for all.
+#[tokio::test]
+async fn planted_tokens_of_unknown_keys_do_not_delay_a_sign_out() {
+    let service = start().await;
+    let browser = sign_in(&service, "ada").await;
+    let planted: String = (0..14).map(|n| format!("{ACCESS}={}; ", of_made_up_key(&browser.access, n))).collect();
+    let mut headers = browser.headers();
+    let own = headers["cookie"].to_str().expect("text").to_owned();
+    headers.insert("cookie", format!("{planted}{own}").parse().expect("a header"));
+    let mut holder = service.database.connect().await;
+    holder.batch_execute("BEGIN; LOCK TABLE signing_keys").await.expect("locks");
+    let signing_out = call(&service, Wire::Rest, "RevokeCurrent", headers);
+    let watching = async {
+        eventually("the genuine session has ended", async || !service.is_live(&browser.session).await).await;
+        holder.batch_execute("ROLLBACK").await.expect("unlocks");
+    };
+    let before = loads(&service).await;
+    let begun = Instant::now();
+    let ((code, response), ()) = tokio::join!(signing_out, watching);
+    assert_eq!((code, set_cookies(&response).len()), (Code::Ok, 2));
+    let loads = loads(&service).await - before;
+    assert!(loads <= 2 + begun.elapsed().as_secs() / 5, "{loads} loads");
+}
+
+/// How often the keys were loaded.
+async fn loads(service: &Service) -> u64 {
+    service.metric(r#"sessiond_store_operation_duration_seconds_count{operation="inventory",outcome="ok"}"#).await
+}
+
+/// A page of another origin is refused before anything is looked up for it.
+#[tokio::test]
+async fn a_foreign_page_causes_no_load() {
+    let service = start().await;
+    let before = loads(&service).await;
+    let begun = Instant::now();
+    for n in 0..20 {
+        let planted = header("cookie", &format!("__Secure-sessiond.a{n}.access=x"));
+        let headers = both(planted, header("sec-fetch-site", "cross-site"));
+        let (code, _) = call(&service, Wire::Rest, "RevokeCurrent", headers).await;
+        assert_eq!(code, Code::Unauthenticated);
+    }
+    let loads = loads(&service).await - before;
+    assert!(loads <= 1 + begun.elapsed().as_secs() / 5, "{loads} loads");
 }
 
 /// Envoy says where each request comes from. As with any other proxy, its word counts only if it is trusted.

@@ -162,6 +162,18 @@ async fn every_version_arrives_at_the_same_schema() {
     }
 }
 
+/// Otherwise statements are planned by default assumptions until autovacuum comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_with_rows_have_statistics_after_a_migration() {
+    let database = after(22).await;
+    database.migrate().await;
+    let analysed = "SELECT DISTINCT tablename::text FROM pg_stats WHERE schemaname = 'public' AND tablename IN ('revocations', 'users') ORDER BY 1";
+    assert_eq!(database.lines(analysed).await, ["revocations", "users"]);
+    // An empty table may fill, as long as nobody has said that it is empty.
+    let empty = "SELECT DISTINCT reltuples FROM pg_class WHERE oid IN ('sessions'::regclass, 'audit_events'::regclass)";
+    assert_eq!(database.lines(empty).await, ["-1"]);
+}
+
 /// Kills the process.
 struct Running(Child);
 

@@ -357,6 +357,89 @@ async fn a_public_stream_does_not_keep_its_connection_busy() {
     get_in(&service, 6, Duration::from_secs(8)).await;
 }
 
+/// The same over HTTP/1.1, where a connection has one request at a time.
+#[tokio::test]
+async fn a_public_stream_over_http1_does_not_keep_its_connection_busy() {
+    let service = Service::start_with(|_, limits| {
+        limits.connections_max = 2;
+        limits.address_connections_max = Some(2);
+    })
+    .await;
+    let mut hogs = vec![];
+    for (path, body) in [
+        ("/grpc.health.v1.Health/Watch", "5\r\n\0\0\0\0\0\r\n0\r\n\r\n"),
+        // Asks for the services, and does not end.
+        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "7\r\n\0\0\0\0\x02\x3a\0\r\n"),
+    ] {
+        let mut hog = connection(&service, "127.0.0.2").await;
+        let head = "content-type: application/grpc-web\r\ntransfer-encoding: chunked";
+        let sent = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n{body}");
+        hog.write_all(sent.as_bytes()).await.expect("sends");
+        let mut answer = [0; 1024];
+        let read = hog.read(&mut answer).await.expect("answers");
+        let answer = String::from_utf8_lossy(&answer[..read]);
+        assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("grpc-status"), "{answer}");
+        hogs.push(hog);
+    }
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    get_in(&service, 2, Duration::from_secs(8)).await;
+}
+
+/// Asks again and again on one HTTP/2 connection, this often, and acknowledges nothing that the server says. Returns when the
+/// connection ends.
+async fn ask_and_acknowledge_nothing(mut stream: TcpStream, interval: Duration) {
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+    let settings = frame(4, 0, 0, &[]);
+    let _ = stream.write_all(&[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &settings].concat()).await;
+    let mut answers = vec![0; 64 * 1024];
+    for id in (1..).step_by(2) {
+        // HPACK: GET, http, and two literals.
+        let head = [b"\x82\x86\x04\x08/healthz\x01\x01x".as_slice()].concat();
+        if stream.write_all(&frame(1, 5, id, &head)).await.is_err() {
+            return;
+        }
+        let until = tokio::time::Instant::now() + interval;
+        while let Ok(read) = tokio::time::timeout_at(until, stream.read(&mut answers)).await {
+            if !matches!(read, Ok(1..)) {
+                return;
+            }
+        }
+    }
+}
+
+/// A client that never acknowledges the GOAWAY's ping may go on asking, but not for long.
+#[tokio::test]
+async fn a_connection_that_is_leaving_ends_whatever_its_client_does() {
+    let service = Service::start_with(|_, limits| limits.connection_age_max = Duration::from_millis(300)).await;
+    let asking = ask_and_acknowledge_nothing(connection(&service, "127.0.0.2").await, Duration::from_millis(100));
+    tokio::time::timeout(Duration::from_secs(15), asking).await.expect("it ends");
+}
+
+/// Connections that leave count, so that an address cannot take all slots by letting its own be closed for its own.
+#[tokio::test]
+async fn connections_that_leave_are_part_of_an_addresss_share() {
+    let service = Service::start_with(|_, limits| {
+        limits.connections_max = 100;
+        limits.address_connections_max = Some(5);
+    })
+    .await;
+    let mut most = 0;
+    for _ in 0..5 {
+        for _ in 0..5 {
+            // Seldom enough that it can be closed for another, and often enough that it would never end.
+            let interval = Duration::from_millis(1_300);
+            tokio::spawn(ask_and_acknowledge_nothing(connection(&service, "127.0.0.2").await, interval));
+        }
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        most = most.max(service.metric("sessiond_connections").await);
+    }
+    // Those that the test itself uses are of another address.
+    assert!((6..=13).contains(&most), "{most}");
+}
+
 #[tokio::test]
 async fn an_idle_connection_is_closed_and_an_old_one_gets_a_goaway() {
     let service = Service::start_with(|_, limits| limits.idle_timeout = Duration::from_millis(200)).await;

@@ -24,7 +24,7 @@ use sessiond_core::id::ProjectId;
 use sessiond_guard::{FailMode, Guard, GuardOptions};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::UnixStream,
+    net::{TcpStream, UnixStream},
     sync::oneshot,
     task::JoinHandle,
 };
@@ -306,4 +306,31 @@ async fn it_needs_a_verifiers_key_and_bounds_what_it_reads() {
     assert!(sidecar.get("/verify", phone.bearer()).await.passes());
     drop(sidecar.stop.take());
     (&mut sidecar.task).await.expect("stops");
+}
+
+/// A client that begins and does not go on is disconnected, whatever it has begun; one that is idle for longer is not.
+#[tokio::test]
+async fn an_unfinished_request_ends_and_an_idle_connection_is_kept() {
+    let service = Service::start().await;
+    let sidecar = Running::of(&service).await;
+    let asked = b"GET /healthz HTTP/1.1\r\nhost: guard\r\n\r\n";
+    let mut answer = [0; 1024];
+    let mut kept = TcpStream::connect(sidecar.addr).await.expect("connects");
+    kept.write_all(asked).await.expect("sends");
+    assert!(kept.read(&mut answer).await.expect("answers") > 0);
+    let check = "POST /envoy.service.auth.v3.Authorization/Check HTTP/1.1\r\nhost: guard\r\ncontent-length: 9\r\n\r\n";
+    let ends = ["", "G", "PRI * HTTP/2.0\r\n", "GET /healthz HTTP/1.1\r\n", check].map(|begun| {
+        let addr = sidecar.addr;
+        async move {
+            let mut stream = TcpStream::connect(addr).await.expect("connects");
+            stream.write_all(begun.as_bytes()).await.expect("sends");
+            let mut rest = vec![];
+            let ended = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut rest)).await;
+            assert!(ended.is_ok(), "{begun:?} is kept");
+        }
+    });
+    futures_util::future::join_all(ends).await;
+    kept.write_all(asked).await.expect("is still open");
+    let read = kept.read(&mut answer).await.expect("answers");
+    assert!(answer[..read].starts_with(b"HTTP/1.1 200 "));
 }

@@ -37,6 +37,16 @@ impl App {
         self.keys.snapshot().policy(project).is_some()
     }
 
+    /// Looks up projects that this replica does not know, all at once, so that [`App::cookie_policy`] need not.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the database operation fails.
+    pub async fn find_projects(&self, projects: &[ProjectId]) -> Result<(), Error> {
+        self.keys.find_all(projects, |snapshot, project| snapshot.policy(project).is_some()).await?;
+        Ok(())
+    }
+
     /// The cookies with the tokens of a grant.
     ///
     /// # Errors

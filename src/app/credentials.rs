@@ -541,13 +541,29 @@ impl App {
     ///
     /// [`Refusal::UnparsableAccessToken`], [`Refusal::WrongProject`]; or if the keys had to be reloaded and the database
     /// operation fails.
-    pub(super) async fn session_of_access(
+    pub(super) async fn session_of_access(&self, token: &AccessToken) -> Result<(ProjectId, SessionId), Error> {
+        match self.session_by(&self.keys.snapshot(), token) {
+            Err(VerifyError::UnknownKey(id)) => {
+                let is_known = |snapshot: &Snapshot| snapshot.keyring.signing(id).is_some();
+                Ok(self.session_by(&*self.keys.find(id, is_known).await?, token)?)
+            }
+            session => Ok(session?),
+        }
+    }
+
+    /// As [`App::session_of_access`], by the keys of a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// See [`VerifyError`].
+    pub(super) fn session_by(
         &self,
+        snapshot: &Snapshot,
         AccessToken(text): &AccessToken,
-    ) -> Result<(ProjectId, SessionId), Error> {
+    ) -> Result<(ProjectId, SessionId), VerifyError> {
         let candidate = self.verifier.read(text)?;
-        let key = self.key_of(candidate.key()).await?;
-        Ok(self.verifier.verify_session(candidate, key.verifying())?)
+        let key = self.known_key(snapshot, candidate.key())?;
+        self.verifier.verify_session(candidate, key.verifying())
     }
 
     /// The key that a token names. Reloads the keys if it is unknown.

@@ -90,6 +90,11 @@ impl Snapshot {
         self.projects.get(project)
     }
 
+    /// Whether it has a key of this id.
+    pub fn has_key(&self, id: KeyId) -> bool {
+        self.keyring.signing(id).is_some() || self.keyring.refresh(id).is_some()
+    }
+
     /// The number of keys that do not open.
     pub const fn unopened(&self) -> usize {
         self.unopened
@@ -186,14 +191,29 @@ impl KeyCache {
     ///
     /// As [`KeyCache::reload`].
     pub async fn find(&self, name: impl Hash, has: impl Fn(&Snapshot) -> bool) -> Result<Arc<Snapshot>, super::Error> {
-        let snapshot = self.snapshot();
-        let name = self.unknown.hasher.hash_one(name);
-        if has(&snapshot) || self.unknown.has(name, Instant::now()) {
+        self.find_all([name], |snapshot, _| has(snapshot)).await
+    }
+
+    /// As [`KeyCache::find`], for several names, which share one reload: it may be a second until the next.
+    ///
+    /// # Errors
+    ///
+    /// As [`KeyCache::reload`].
+    pub async fn find_all<N: Hash>(
+        &self,
+        names: impl IntoIterator<Item = N>,
+        has: impl Fn(&Snapshot, &N) -> bool,
+    ) -> Result<Arc<Snapshot>, super::Error> {
+        let (snapshot, now) = (self.snapshot(), Instant::now());
+        let hash = |name: &N| self.unknown.hasher.hash_one(name);
+        let is_missing = |name: &N| !has(&snapshot, name) && !self.unknown.has(hash(name), now);
+        let missing: Vec<N> = names.into_iter().filter(is_missing).collect();
+        if missing.is_empty() {
             return Ok(snapshot);
         }
         let snapshot = self.schedule_reload(UNKNOWN_INTERVAL).await?;
-        if !has(&snapshot) {
-            self.unknown.remember(name, Instant::now());
+        for name in missing.iter().filter(|name| !has(&snapshot, name)) {
+            self.unknown.remember(hash(name), Instant::now());
         }
         Ok(snapshot)
     }

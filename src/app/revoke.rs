@@ -13,6 +13,7 @@ use super::Error;
 use super::bulkhead::Key;
 use super::bulkhead::Lane;
 use super::group::Groups;
+use super::keys::Snapshot;
 use crate::store;
 use crate::store::RefusedAttempt;
 use crate::store::Revocation;
@@ -20,6 +21,7 @@ use crate::store::Revoked;
 use crate::store::SESSIONS_REVOKE;
 use crate::store::Store;
 use crate::telemetry::request;
+use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::EndedBy;
@@ -27,6 +29,7 @@ use sessiond_core::session::Origin;
 use sessiond_core::session::Refusal;
 use sessiond_core::session::RevokeReason;
 use sessiond_core::token::refresh::RefreshToken;
+use sessiond_core::token::verified::VerifyError;
 
 /// The credentials presented with a sign-out.
 #[derive(Default)]
@@ -60,6 +63,26 @@ pub struct RevokeOutcome {
     pub already: bool,
 }
 
+/// A token that was presented.
+enum Presented {
+    Access(AccessToken),
+    /// `None` for a malformed one.
+    Refresh(Option<RefreshToken>),
+}
+
+impl Presented {
+    /// The refusal of one whose key does not exist.
+    fn unknown(&self) -> Refusal {
+        match self {
+            Self::Access(_) => Refusal::UnparsableAccessToken,
+            Self::Refresh(_) => REFUSED,
+        }
+    }
+}
+
+/// The refusal of a refresh token that is not genuine.
+const REFUSED: Refusal = Refusal::RefreshTokenNotFoundOrExpired;
+
 /// A genuine token's session.
 struct Target {
     project: ProjectId,
@@ -68,7 +91,7 @@ struct Target {
 
 impl Target {
     /// Refuses a target outside the project: a client of one project must not end sessions in another.
-    fn within(self, project: Option<&ProjectId>) -> Result<Self, Error> {
+    fn within(self, project: Option<&ProjectId>) -> Result<Self, NoTarget> {
         match project {
             Some(project) if *project != self.project => {
                 let (expected, actual) = (project.to_string(), self.project.to_string());
@@ -77,6 +100,32 @@ impl Target {
             Some(_) | None => Ok(self),
         }
     }
+}
+
+/// Why a token has no session to end.
+enum NoTarget {
+    /// Its key is not in the snapshot.
+    UnknownKey(KeyId),
+    /// It is not genuine, or that could not be checked.
+    Error(Error),
+}
+
+impl<E: Into<Error>> From<E> for NoTarget {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+/// How far a sign-out has come.
+struct Progress {
+    /// The client's project.
+    within: Option<ProjectId>,
+    origin: Origin,
+    is_any_genuine: bool,
+    /// The sessions that were live until now.
+    ended: HashSet<(ProjectId, SessionId)>,
+    /// With the position of the token.
+    errors: Vec<(usize, Error)>,
 }
 
 impl App {
@@ -92,49 +141,85 @@ impl App {
         client: Option<Client>,
         origin: Origin,
     ) -> Result<RevokeOutcome, Error> {
-        let now = self.clock.now();
         let within = self.client_project(client).await?;
-        let (mut targets, mut errors) = (vec![], vec![]);
-        let mut sort = |outcome: Result<Target, Error>| {
-            if let (Ok(target), Some(project)) = (&outcome, &within)
+        let otherwise = if holder.server_key { Refusal::InsufficientAccessType } else { Refusal::CredentialsMissing };
+        let mut progress = Progress { within, origin, is_any_genuine: false, ended: HashSet::new(), errors: vec![] };
+        let access = holder.access.into_iter().map(Presented::Access);
+        let presented = access.chain(holder.refresh.into_iter().map(Presented::Refresh)).enumerate().collect();
+        // What is known here ends first. Other keys may be made up, and planted in a browser by another host: all are looked up
+        // together, because a lookup may wait for a second.
+        let unknown = self.end_presented(&self.keys.snapshot(), presented, &mut progress).await?;
+        if let Some((first, ..)) = unknown.first() {
+            let keys = unknown.iter().map(|(.., key)| *key);
+            match self.keys.find_all(keys, |snapshot, key| snapshot.has_key(*key)).await {
+                Ok(snapshot) => {
+                    let presented = unknown.into_iter().map(|(at, token, _)| (at, token)).collect();
+                    let unknown = self.end_presented(&snapshot, presented, &mut progress).await?;
+                    progress.errors.extend(unknown.into_iter().map(|(at, token, _)| (at, token.unknown().into())));
+                }
+                Err(error) => progress.errors.push((*first, error)),
+            }
+        }
+        let Progress { is_any_genuine, ended, mut errors, .. } = progress;
+        errors.sort_by_key(|(at, _)| *at);
+        let errors: Vec<Error> = errors.into_iter().map(|(_, error)| error).collect();
+        if !is_any_genuine {
+            return Err(first_failure(errors).unwrap_or(otherwise.into()));
+        }
+        // Everything that could be ended has ended; a token that could not be checked may be genuine, so the caller must retry.
+        match errors.into_iter().find(|error| !matches!(error, Error::Refused(_))) {
+            Some(failure) => Err(failure),
+            None => Ok(RevokeOutcome { already: ended.is_empty() }),
+        }
+    }
+
+    /// Ends the sessions of the tokens that are genuine by the keys of a snapshot. Returns the tokens whose key it lacks.
+    async fn end_presented(
+        &self,
+        snapshot: &Snapshot,
+        presented: Vec<(usize, Presented)>,
+        progress: &mut Progress,
+    ) -> Result<Vec<(usize, Presented, KeyId)>, Error> {
+        let (mut targets, mut unknown, now) = (vec![], vec![], self.clock.now());
+        for (at, token) in presented {
+            let target = match &token {
+                Presented::Access(token) => match self.session_by(snapshot, token) {
+                    Ok((project, session)) => Ok(Target { project, session }),
+                    Err(VerifyError::UnknownKey(key)) => Err(NoTarget::UnknownKey(key)),
+                    Err(error) => Err(error.into()),
+                },
+                Presented::Refresh(token) => self.session_of(snapshot, token.as_ref()).await,
+            };
+            if let (Ok(target), Some(project)) = (&target, &progress.within)
                 && target.project != *project
             {
                 self.note_refused_session(&target.project, target.session, RefusedAttempt::WrongProject);
             }
-            match outcome.and_then(|one| one.within(within.as_ref())) {
+            match target.and_then(|one| one.within(progress.within.as_ref())) {
                 Ok(target) => targets.push(target),
-                Err(error) => errors.push(error),
+                Err(NoTarget::UnknownKey(key)) => unknown.push((at, token, key)),
+                Err(NoTarget::Error(error)) => progress.errors.push((at, error)),
             }
-        };
-        for token in &holder.access {
-            let found = self.session_of_access(token).await;
-            sort(found.map(|(project, session)| Target { project, session }));
         }
-        for token in &holder.refresh {
-            sort(self.session_of(token.as_ref()).await);
-        }
-        let otherwise = if holder.server_key { Refusal::InsufficientAccessType } else { Refusal::CredentialsMissing };
         if targets.is_empty() {
-            return Err(first_failure(errors).unwrap_or(otherwise.into()));
+            return Ok(unknown);
         }
+        progress.is_any_genuine = true;
         let revocation = |Target { project, session }| Revocation {
             project,
             session,
             at: now,
             reason: RevokeReason::SignedOut,
             by: EndedBy::Holder,
-            ip: origin.ip,
+            ip: progress.origin.ip,
         };
         let sessions: Vec<(ProjectId, SessionId)> =
             targets.iter().map(|target| (target.project.clone(), target.session)).collect();
         let ended = self.sign_out(targets.into_iter().map(revocation).collect()).await?;
         // The feed may not have delivered yet what another replica has revoked.
         sessions.iter().filter(|one| !ended.contains(one)).for_each(|(project, id)| self.feed.note_ended(project, *id));
-        // Everything that could be ended has ended; a token that could not be checked may be genuine, so the caller must retry.
-        match errors.into_iter().find(|error| !matches!(error, Error::Refused(_))) {
-            Some(failure) => Err(failure),
-            None => Ok(RevokeOutcome { already: ended.is_empty() }),
-        }
+        progress.ended.extend(ended);
+        Ok(unknown)
     }
 
     /// Signs a browser out: as [`App::revoke_current`], but succeeds if its cookies hold no genuine token. That signs nobody in,
@@ -173,16 +258,17 @@ impl App {
         Ok(ended)
     }
 
-    /// The session of a genuine refresh token.
-    async fn session_of(&self, token: Option<&RefreshToken>) -> Result<Target, Error> {
-        const REFUSED: Refusal = Refusal::RefreshTokenNotFoundOrExpired;
+    /// The session of a refresh token that is genuine by the keys of a snapshot.
+    async fn session_of(&self, snapshot: &Snapshot, token: Option<&RefreshToken>) -> Result<Target, NoTarget> {
         let token = token.ok_or(REFUSED)?;
-        let snapshot = self.keys.find(token.key(), |snapshot| snapshot.keyring.refresh(token.key()).is_some()).await?;
-        let key = snapshot.keyring.refresh(token.key()).filter(|key| key.verify_tag(token)).ok_or(REFUSED)?;
+        let key = snapshot.keyring.refresh(token.key()).ok_or(NoTarget::UnknownKey(token.key()))?;
+        if !key.verify_tag(token) {
+            return Err(REFUSED.into());
+        }
         let target = Target { project: key.project().clone(), session: token.session() };
         // A session that was swept has no secret to check; the tag has already shown that the token is ours, and the session has
         // ended.
-        let stored = self.urgent.session_find(target.project.clone(), target.session).await?;
+        let stored = self.urgent.session_find(target.project.clone(), target.session).await.map_err(Error::from)?;
         if stored.is_some_and(|seen| !key.verify_token(token, &seen.stored.secret)) {
             return Err(REFUSED.into());
         }

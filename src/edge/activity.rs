@@ -22,19 +22,10 @@ use tokio::io::ReadBuf;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::lifetime::Lifetimes;
+
 /// How long a connection may take to close after the shutdown request, once no request is open.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long a connection may be kept, and idle.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lifetimes {
-    /// From a request's first byte to the end of its head; on a new connection, from the beginning.
-    pub(super) head: Duration,
-    /// Without an open request.
-    pub(super) idle: Duration,
-    /// In total; a busy connection closes after its open requests.
-    pub(super) age: Duration,
-}
 
 /// What to do with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +55,9 @@ struct ActivityState {
     received: usize,
     /// Since when there is none of those.
     waiting_since: Instant,
+    /// Whether the next request begins the wait anew. Only one after each that was received, or a client could begin requests
+    /// without end and never be waiting.
+    may_begin: bool,
     /// Since when no request is open.
     idle_since: Instant,
     version: Option<Version>,
@@ -80,6 +74,7 @@ impl Activity {
             open: 0,
             received: 0,
             waiting_since: born,
+            may_begin: true,
             idle_since: born,
             version: None,
             first_byte: None,
@@ -92,14 +87,25 @@ impl Activity {
         self.0.state.lock().expect("no one panics while holding it")
     }
 
-    /// Records a request. It is open until the first value is dropped.
+    /// Records a request. It is open until the first value is dropped. One that begins long after the shutdown request does not
+    /// count: a client may never acknowledge it, and must not keep the connection open by further requests.
     pub(super) fn begin(&self, version: Version) -> (OpenRequest, ReceivingRequest) {
+        self.begin_at(version, Instant::now())
+    }
+
+    fn begin_at(&self, version: Version, now: Instant) -> (OpenRequest, ReceivingRequest) {
         let mut state = self.state();
-        state.open += 1;
         state.version = Some(version);
         state.first_byte = None;
+        let is_late = state.leaving.is_some_and(|leaving| now >= leaving + CLOSE_TIMEOUT);
+        if !is_late {
+            if state.open == 0 && std::mem::take(&mut state.may_begin) {
+                state.waiting_since = now;
+            }
+            state.open += 1;
+        }
         drop(state);
-        let phase = Arc::new(AtomicU8::new(RECEIVING));
+        let phase = Arc::new(AtomicU8::new(if is_late { CLOSED } else { RECEIVING }));
         let receiving = ReceivingRequest { activity: self.clone(), phase: Arc::clone(&phase) };
         (OpenRequest { activity: self.clone(), phase }, receiving)
     }
@@ -148,7 +154,7 @@ impl Activity {
         let state = self.state();
         if let Some(leaving) = state.leaving {
             return match state.open {
-                // An HTTP/2 stream may outlive the shutdown request, which does no harm.
+                // What began in time may take as long as it needs. An uncounted stream ends here.
                 0 if now >= leaving.max(state.idle_since) + CLOSE_TIMEOUT => ConnectionFate::Abort("farewell"),
                 _ => ConnectionFate::Keep(now + CLOSE_TIMEOUT),
             };
@@ -193,8 +199,8 @@ impl ActivityState {
 
 /// An open request.
 ///
-/// Over HTTP/2 it counts until the response's head, and only a stream of revocations counts to its end. Otherwise a client that
-/// opens a public stream, or does not read a response, could keep the connection busy without end.
+/// It counts until the response's head, and only a stream of revocations counts to its end. Otherwise a client that opens a public
+/// stream, or does not read a response, could keep the connection busy without end.
 pub(super) struct OpenRequest {
     activity: Activity,
     /// One of the next three. Changed only under the lock of the activity's state.
@@ -208,8 +214,12 @@ const CLOSED: u8 = 2;
 impl Drop for OpenRequest {
     fn drop(&mut self) {
         let mut state = self.activity.state();
+        let phase = self.phase.swap(CLOSED, Ordering::Relaxed);
+        if phase == CLOSED {
+            return;
+        }
         state.open -= 1;
-        if self.phase.swap(CLOSED, Ordering::Relaxed) == RECEIVED {
+        if phase == RECEIVED {
             state.received -= 1;
             if state.received == 0 {
                 state.waiting_since = Instant::now();
@@ -236,6 +246,7 @@ impl ReceivingRequest {
         if self.phase.load(Ordering::Relaxed) == RECEIVING {
             self.phase.store(RECEIVED, Ordering::Relaxed);
             state.received += 1;
+            state.may_begin = true;
         }
     }
 }
@@ -394,6 +405,30 @@ mod tests {
         assert_eq!(activity.wait(Instant::now()), None);
         drop(answered);
         assert!(activity.wait(Instant::now()).is_some_and(|wait| wait.time < begun.elapsed()), "from now on");
+    }
+
+    #[tokio::test]
+    async fn a_request_on_a_kept_connection_is_not_awaited_since_the_last_one() {
+        let activity = Activity::new();
+        for seconds in [30, 60] {
+            let now = after(seconds);
+            let (open, receiving) = activity.begin_at(Version::HTTP_11, now);
+            assert_eq!(activity.wait(now).map(|wait| wait.time), Some(Duration::ZERO));
+            receiving.received();
+            drop(open);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_leaving_waits_only_for_what_began_in_time() {
+        let activity = Activity::new();
+        let (open, _receiving) = activity.begin(Version::HTTP_2);
+        activity.leave();
+        let _late = activity.begin_at(Version::HTTP_2, after(60));
+        assert!(matches!(activity.evaluate(after(60), LIFETIMES), ConnectionFate::Keep(_)));
+        drop(open);
+        let _later = activity.begin_at(Version::HTTP_2, after(61));
+        assert_eq!(activity.evaluate(after(61), LIFETIMES), ConnectionFate::Abort("farewell"));
     }
 
     #[tokio::test]

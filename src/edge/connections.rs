@@ -25,6 +25,9 @@ use crate::telemetry::Metrics;
 /// A connection that has waited for less is not closed: a client that has just connected is about to send a request.
 const WAIT_MIN: Duration = Duration::from_secs(1);
 
+/// One of this many slots is kept free.
+const SPARE: usize = 32;
+
 /// How long to wait for a slot before one more connection is asked to make room.
 const ROOM_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -34,6 +37,8 @@ pub(super) struct Connections(Arc<ConnectionTable>);
 
 struct ConnectionTable {
     slots: Arc<Semaphore>,
+    /// How many slots are kept free while connections wait for their clients.
+    spare: usize,
     address_max: usize,
     metrics: Metrics,
     open: Mutex<OpenConnections>,
@@ -48,7 +53,7 @@ struct OpenConnections {
 impl Connections {
     pub(super) fn new(max: usize, address_max: usize, metrics: Metrics) -> Self {
         let slots = Arc::new(Semaphore::new(max));
-        Self(Arc::new(ConnectionTable { slots, address_max, metrics, open: Mutex::default() }))
+        Self(Arc::new(ConnectionTable { slots, spare: max / SPARE, address_max, metrics, open: Mutex::default() }))
     }
 
     /// Acquires a slot for a connection from this address; `None` if the address has its share of connections and all of them
@@ -62,6 +67,10 @@ impl Connections {
         };
         let mut slot = ConnectionSlot { connections: self.clone(), ip, id, activity, _permit: None };
         slot._permit = Arc::clone(&self.0.slots).try_acquire_owned().ok();
+        // One that makes room may take its time, so room is made before it is needed.
+        if slot._permit.is_some() && self.0.slots.available_permits() < self.0.spare {
+            self.make_room(&slot, !is_trusted);
+        }
         let since = Instant::now();
         while slot._permit.is_none() {
             // Within this time, connections of the newcomer's own address can make room, if they wait at all.
@@ -78,8 +87,13 @@ impl Connections {
         let now = Instant::now();
         let id = state.next;
         let own = state.addresses.entry(ip).or_default();
-        let staying = own.values().filter(|activity| !activity.is_leaving()).count();
-        if !is_trusted && staying >= self.0.address_max {
+        let leaving = own.values().filter(|activity| activity.is_leaving()).count();
+        let has_share = !is_trusted && own.len() - leaving >= self.0.address_max;
+        // Those that leave still hold their slots, and their clients decide how soon they are gone: at most as many again.
+        if !is_trusted && leaving >= self.0.address_max {
+            return None;
+        }
+        if has_share {
             longest_waiting(own.values(), now)?.1.evict();
             self.0.metrics.connection_closed("share");
         }

@@ -1,22 +1,18 @@
 //! The metrics page for Prometheus, on a listener of its own.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
-use axum::serve::Listener;
 use http::HeaderMap;
 use http::header;
 use tokio::net::TcpListener;
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tokio_rustls::server::TlsStream;
 
 use super::hosts;
+use super::internal::InternalServer;
 use super::tls::ServerTls;
 use crate::app::App;
 use crate::telemetry::Metrics;
@@ -25,6 +21,14 @@ use crate::telemetry::Metrics;
 const MEDIA_TYPE: &str = "application/openmetrics-text";
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The most connections. A scraper keeps one; further ones wait.
+const CONNECTIONS_MAX: usize = 64;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait after a connection could not be accepted.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// The page, and where it is served.
 #[derive(Clone)]
@@ -40,7 +44,7 @@ impl MetricsPage {
         Self { listener: Arc::new(listener), tls, app, metrics }
     }
 
-    /// Serves the page. Returns only if that fails.
+    /// Serves the page, without end.
     pub(super) async fn serve(self) {
         let Self { listener, tls, app, metrics } = self;
         let page = move |headers: HeaderMap| {
@@ -56,14 +60,25 @@ impl MetricsPage {
         // address (DNS rebinding).
         let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
         let names = if is_loopback { hosts::Allowed::Loopback } else { hosts::Allowed::new(&[]) };
-        let router = router.layer(from_fn_with_state(names, hosts::check));
-        let listener = SharedListener(listener);
-        let outcome = match tls {
-            None => axum::serve(listener, router).await,
-            Some(tls) => axum::serve(TlsListener { listener, tls, handshakes: JoinSet::new() }, router).await,
-        };
-        if let Err(error) = outcome {
-            tracing::error!(%error, "the metrics are no longer served");
+        let server = InternalServer::new(router.layer(from_fn_with_state(names, hosts::check)), CONNECTIONS_MAX);
+        loop {
+            let slot = server.slot().await;
+            let Ok((stream, _)) = listener.accept().await else {
+                // Most likely out of file descriptors, which passes.
+                sleep(ACCEPT_RETRY).await;
+                continue;
+            };
+            let tls = tls.clone();
+            tokio::spawn(async move {
+                match tls {
+                    None => slot.serve(stream).await,
+                    Some(tls) => {
+                        if let Ok(stream) = tls.accept(stream, HANDSHAKE_TIMEOUT).await {
+                            slot.serve(stream).await;
+                        }
+                    }
+                }
+            });
         }
     }
 }
@@ -72,63 +87,4 @@ impl MetricsPage {
 /// none.
 fn accepts_exemplars(headers: &HeaderMap) -> bool {
     headers.get_all(header::ACCEPT).iter().any(|value| value.to_str().is_ok_and(|value| value.contains(MEDIA_TYPE)))
-}
-
-/// A listener that outlives the task that accepts from it.
-struct SharedListener(Arc<TcpListener>);
-
-impl Listener for SharedListener {
-    type Io = TcpStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
-        loop {
-            match self.0.accept().await {
-                Ok(accepted) => return accepted,
-                // Most likely out of file descriptors, which passes.
-                Err(_) => sleep(Duration::from_millis(50)).await,
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
-}
-
-/// A listener whose connections speak TLS.
-struct TlsListener {
-    listener: SharedListener,
-    tls: ServerTls,
-    /// Handshakes in progress, so that a slow client delays no other.
-    handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
-}
-
-/// How long a handshake may take, and how many there may be at once; further connections wait.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-const HANDSHAKES_MAX: usize = 64;
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
-        loop {
-            tokio::select! {
-                Some(ended) = self.handshakes.join_next() => {
-                    if let Ok(Some(accepted)) = ended {
-                        return accepted;
-                    }
-                }
-                (stream, peer) = self.listener.accept(), if self.handshakes.len() < HANDSHAKES_MAX => {
-                    let tls = self.tls.clone();
-                    self.handshakes.spawn(async move { Some((tls.accept(stream, HANDSHAKE_TIMEOUT).await.ok()?, peer)) });
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
 }

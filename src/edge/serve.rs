@@ -32,20 +32,19 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio::time::sleep_until;
 use tokio::time::timeout;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::Stack;
-use super::activity::ConnectionFate;
-use super::activity::Lifetimes;
 use super::activity::OpenBody;
 use super::activity::ReceivingRequest;
 use super::activity::TrackedStream;
 use super::class;
 use super::connections::ConnectionSlot;
 use super::connections::Connections;
+use super::lifetime;
+use super::lifetime::Lifetimes;
 use super::linger::Lingering;
 use super::listener::ListenerService;
 use super::metrics::MetricsPage;
@@ -451,7 +450,7 @@ fn serve_stream(
             }
             // A gRPC refusal also has HTTP status 200, and its own status in the headers.
             let is_refused = answer.status() != StatusCode::OK || answer.headers().contains_key("grpc-status");
-            let open = (is_http1 || is_watch && !is_refused).then_some(open);
+            let open = (is_watch && !is_refused).then_some(open);
             Ok::<_, Infallible>(answer.map(|body| OpenBody { body, open }))
         })
     });
@@ -469,53 +468,17 @@ fn serve_stream(
         .keep_alive_timeout(KEEP_ALIVE);
     let stream = DelayedEnd::new(StallTimeout::new(stream, stalled::WRITE_TIMEOUT));
     let stream = TrackedStream { stream, activity: slot.activity.clone() };
-    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+    let connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     let lifetimes = Lifetimes {
         head: front.limits.header_timeout,
         idle: front.limits.idle_timeout,
         age: front.limits.connection_age_max.mul_f64(clock::jitter(0.9, 1.0)),
     };
-    let (metrics, mut closing) = (front.metrics.clone(), front.phases.clone());
+    let (metrics, mut phases) = (front.metrics.clone(), front.phases.clone());
     async move {
-        let activity = &slot.activity;
-        let mut wake = Instant::now();
-        let mut is_leaving = false;
-        loop {
-            tokio::select! {
-                // The connection first, so that a request that has begun is not closed.
-                biased;
-                // How a connection ends is up to the client.
-                outcome = connection.as_mut() => {
-                    if let Err(error) = outcome {
-                        tracing::debug!(error, "connection ended early");
-                    }
-                    return;
-                }
-                _ = closing.wait_for(|phase| *phase == ServerPhase::Closing), if !is_leaving => activity.leave(),
-                // A graceful shutdown would wait until a request has arrived.
-                () = activity.evicted() => if activity.is_receiving() { return },
-                () = sleep_until(wake) => match activity.evaluate(Instant::now(), lifetimes) {
-                    ConnectionFate::Keep(until) => {
-                        wake = until;
-                        continue;
-                    }
-                    ConnectionFate::Close(reason) => {
-                        metrics.connection_closed(reason);
-                        activity.leave();
-                    }
-                    ConnectionFate::Abort(reason) => {
-                        metrics.connection_closed(reason);
-                        tracing::debug!(reason, "connection aborted");
-                        return;
-                    }
-                },
-            }
-            wake = Instant::now();
-            if !is_leaving {
-                is_leaving = true;
-                connection.as_mut().graceful_shutdown();
-            }
-        }
+        let closing = async { drop(phases.wait_for(|phase| *phase == ServerPhase::Closing).await) };
+        lifetime::keep(connection, &slot.activity, lifetimes, closing, |reason| metrics.connection_closed(reason))
+            .await;
     }
 }
 

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::Request;
 use axum::extract::State;
 use axum::response::IntoResponse as _;
@@ -23,12 +22,6 @@ use http::HeaderValue;
 use http::StatusCode;
 use http::header;
 use http::request::Parts;
-use hyper_util::rt::TokioExecutor;
-use hyper_util::rt::TokioIo;
-use hyper_util::rt::TokioTimer;
-use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use sessiond_guard::Guard;
 use sessiond_guard::Rejection;
 use sessiond_guard::Stats;
@@ -37,16 +30,14 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpListener;
 use tokio::net::UnixListener;
 use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio::time::timeout;
 use tonic::Status;
 
 use super::answer::answer;
+use super::internal;
+use super::internal::InternalServer;
 use super::plain::text;
-use super::stalled;
-use super::stalled::StallTimeout;
 use super::verify;
 use super::verify::VerifyQuery;
 use crate::config::SidecarAddress;
@@ -64,14 +55,8 @@ use crate::rpc::check::StepUpText;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::Refusal;
 
-/// The largest head of a request, and the largest message of Envoy's: the largest access token must fit, and cookies beside it.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
-
-/// How long a client may take to send the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The most requests at once on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 1_024;
+/// The largest message of Envoy's: the largest access token must fit, and cookies beside it.
+const MESSAGE_BYTES_MAX: usize = 2 * internal::HEAD_BYTES_MAX;
 
 /// How long to wait after a connection could not be accepted, usually for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -142,7 +127,7 @@ impl Sidecar {
     }
 
     fn router(self) -> Router {
-        let check = AuthorizationServer::new(self.clone()).max_decoding_message_size(2 * HEAD_BYTES_MAX);
+        let check = AuthorizationServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         // Not tonic's router: its answer to any unknown path has the status 200, which a proxy takes for permission.
         Router::new()
             .route_service("/envoy.service.auth.v3.Authorization/Check", check)
@@ -283,27 +268,26 @@ impl SidecarListener {
 
     /// Serves until `stop` resolves, and then finishes the requests in progress. More than `connections_max` wait.
     pub async fn serve(self, sidecar: Sidecar, connections_max: usize, stop: impl Future<Output = ()>) {
-        let (router, permits) = (sidecar.router(), Arc::new(Semaphore::new(connections_max)));
-        let connections = GracefulShutdown::new();
+        let server = InternalServer::new(sidecar.router(), connections_max);
         tokio::pin!(stop);
         loop {
-            let permit = tokio::select! {
+            let slot = tokio::select! {
                 () = &mut stop => break,
-                permit = Arc::clone(&permits).acquire_owned() => permit.expect("it is never closed"),
+                slot = server.slot() => slot,
             };
             let accepted = tokio::select! {
                 () = &mut stop => break,
                 accepted = self.accept() => accepted,
             };
             match accepted {
-                Ok(stream) => serve_connection(stream, &router, &connections, permit),
+                Ok(stream) => drop(tokio::spawn(slot.serve(stream))),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     sleep(ACCEPT_RETRY).await;
                 }
             }
         }
-        if timeout(SHUTDOWN_TIMEOUT, connections.shutdown()).await.is_err() {
+        if timeout(SHUTDOWN_TIMEOUT, server.close()).await.is_err() {
             tracing::warn!("requests in progress were cut off");
         }
     }
@@ -334,31 +318,3 @@ fn permit_group(path: &Path) -> io::Result<()> {
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
-
-fn serve_connection(
-    stream: Box<dyn Stream>,
-    router: &Router,
-    connections: &GracefulShutdown,
-    permit: OwnedSemaphorePermit,
-) {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
-    let head_bytes_max = HEAD_BYTES_MAX.try_into().unwrap_or(u32::MAX);
-    builder.http2().timer(TokioTimer::new()).max_header_list_size(head_bytes_max).max_concurrent_streams(STREAMS_MAX);
-    let router = tower::service_fn({
-        let router = router.clone();
-        move |request: http::Request<hyper::body::Incoming>| {
-            tower::ServiceExt::oneshot(router.clone(), request.map(Body::new))
-        }
-    });
-    // hyper waits without end for the first bytes, by which it tells HTTP/1.1 from HTTP/2.
-    let stream = StallTimeout::new(stream, stalled::WRITE_TIMEOUT).with_first_read(HEAD_TIMEOUT);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
-    let connection = connections.watch(connection);
-    tokio::spawn(async move {
-        let _permit = permit;
-        if let Err(error) = connection.await {
-            tracing::debug!(error, "connection ended early");
-        }
-    });
-}

@@ -1,5 +1,4 @@
-//! Times out writes to a client that reads nothing, and the first read from one that sends nothing. HTTP/2 detects a client that
-//! reads nothing with its pings, but HTTP/1.1 does not.
+//! Times out writes to a client that reads nothing. HTTP/2 detects such a client with its pings, but HTTP/1.1 does not.
 
 use std::io;
 use std::pin::Pin;
@@ -24,18 +23,11 @@ pub(super) struct StallTimeout<S> {
     timeout_after: Duration,
     /// Runs while a write waits. On the heap, because most never do.
     waiting: Option<Pin<Box<Sleep>>>,
-    /// Runs until something was read.
-    first_read: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> StallTimeout<S> {
     pub(super) const fn new(stream: S, timeout_after: Duration) -> Self {
-        Self { stream, timeout_after, waiting: None, first_read: None }
-    }
-
-    /// Lets the first read fail if nothing was sent for this time.
-    pub(super) fn with_first_read(self, timeout_after: Duration) -> Self {
-        Self { first_read: Some(Box::pin(sleep(timeout_after))), ..self }
+        Self { stream, timeout_after, waiting: None }
     }
 
     /// The result of a write, or a timeout.
@@ -52,14 +44,7 @@ impl<S> StallTimeout<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for StallTimeout<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        let Some(timer) = &mut self.first_read else { return read };
-        if read.is_ready() {
-            self.first_read = None;
-            return read;
-        }
-        ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
@@ -112,19 +97,6 @@ mod tests {
         let end = timeout(LONG, near.write_all(b"more than fits")).await.expect("ends").expect_err("nobody reads");
         assert_eq!(end.kind(), io::ErrorKind::TimedOut);
         assert!(begun.elapsed() >= SHORT);
-    }
-
-    #[tokio::test]
-    async fn only_the_first_read_times_out() {
-        let (near, _far) = duplex(4);
-        let mut silent = StallTimeout::new(near, LONG).with_first_read(SHORT);
-        let end = timeout(LONG, silent.read_u8()).await.expect("ends").expect_err("nothing is sent");
-        assert_eq!(end.kind(), io::ErrorKind::TimedOut);
-        let (near, mut peer) = duplex(4);
-        let mut near = StallTimeout::new(near, LONG).with_first_read(SHORT);
-        peer.write_all(b"a").await.expect("fits");
-        assert_eq!(near.read_u8().await.expect("is there"), b'a');
-        timeout(2 * SHORT, near.read_u8()).await.expect_err("waits");
     }
 
     /// Any progress restarts the timeout, however long the whole write takes.

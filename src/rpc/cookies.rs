@@ -69,9 +69,17 @@ impl CookieCredentials {
         if let Some(named) = metadata.get(PROJECT) {
             found.retain(|project| named.as_bytes() == project.as_str().as_bytes());
         }
-        let (known, unknown): (Vec<_>, Vec<_>) = found.into_iter().partition(|project| app.knows_project(project));
+        let is_same_origin = fetch_headers(metadata, extensions).is_same_origin();
+        let (mut projects, mut unknown): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|project| app.knows_project(project));
+        unknown.truncate(UNKNOWN_MAX);
+        // Another origin's request is refused whatever a lookup finds.
+        if is_same_origin && !unknown.is_empty() {
+            app.find_projects(&unknown).await.map_err(status::of)?;
+            projects.append(&mut unknown);
+        }
         let mut of_projects = vec![];
-        for project in known.into_iter().chain(unknown.into_iter().take(UNKNOWN_MAX)) {
+        for project in projects {
             let Some(policy) = app.cookie_policy(&project).await.map_err(status::of)? else { continue };
             let cookies = RequestCookies::read(headers.clone(), &project, &policy.scope).map_err(too_large)?;
             if !cookies.is_empty() {
@@ -81,7 +89,7 @@ impl CookieCredentials {
         if of_projects.is_empty() {
             return Ok(None);
         }
-        if !fetch_headers(metadata, extensions).is_same_origin() {
+        if !is_same_origin {
             return Err(status::refused(Refusal::CrossOriginRequest));
         }
         let (Some((project, policy, cookies)), true) = (of_projects.pop(), of_projects.is_empty()) else {

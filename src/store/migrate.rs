@@ -1,6 +1,7 @@
 //! The embedded migrations, and how they are applied.
 
 mod ahead;
+mod statistics;
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -151,7 +152,7 @@ impl Store {
     pub async fn migrate_within(&self, wait: Duration) -> Result<Vec<String>, MigrateError> {
         self.check_schema().await?;
         let mut prepared = String::new();
-        self.step_by_step(wait, |harness| {
+        let step = |harness: &mut AsyncMigrationHarness<AsyncPgConnection>| {
             let Some(next) = harness.pending_migrations(MIGRATIONS)?.into_iter().next() else { return Ok(Step::None) };
             let version = next.name().version().to_string();
             if version != prepared {
@@ -162,8 +163,12 @@ impl Store {
                 }
             }
             Ok(Step::Taken(harness.run_next_migration(MIGRATIONS)?.to_string()))
-        })
-        .await
+        };
+        let applied = self.step_by_step(wait, step).await?;
+        if !applied.is_empty() {
+            self.analyze().await;
+        }
+        Ok(applied)
     }
 
     /// Reverts all migrations, which deletes all data: for tests.

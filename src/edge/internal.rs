@@ -1,0 +1,117 @@
+//! Serves a few paths to clients of the same installation, within bounds: the metrics page and the sidecar.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use http::Request;
+use http::StatusCode;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tower::ServiceExt as _;
+
+use super::activity::Activity;
+use super::activity::TrackedStream;
+use super::lifetime;
+use super::lifetime::Lifetimes;
+use super::plain::text;
+use super::stalled;
+use super::stalled::StallTimeout;
+
+/// The largest head of a request, in bytes: the largest access token must fit, and cookies beside it.
+pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// A connection may be idle for longer than proxies keep theirs (60 s is common), and is not closed for its age.
+const LIFETIMES: Lifetimes = Lifetimes {
+    head: Duration::from_secs(10),
+    idle: Duration::from_secs(75),
+    age: Duration::from_secs(30 * 24 * 60 * 60),
+};
+
+/// How long a request may take after its head.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most requests at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 1_024;
+
+/// Serves a router.
+pub(super) struct InternalServer {
+    router: Router,
+    slots: Arc<Semaphore>,
+    closing: watch::Sender<bool>,
+}
+
+impl InternalServer {
+    /// With this many connections at once.
+    pub(super) fn new(router: Router, connections_max: usize) -> Self {
+        Self { router, slots: Arc::new(Semaphore::new(connections_max)), closing: watch::Sender::new(false) }
+    }
+
+    /// Waits until there may be one more connection.
+    pub(super) async fn slot(&self) -> Slot {
+        let permit = Arc::clone(&self.slots).acquire_owned().await.expect("never closed");
+        Slot { router: self.router.clone(), closing: self.closing.subscribe(), _permit: permit }
+    }
+
+    /// Closes the connections, each after the requests in progress, and waits for their ends.
+    pub(super) async fn close(self) {
+        self.closing.send_replace(true);
+        self.closing.closed().await;
+    }
+}
+
+/// The slot of a connection. Released when dropped.
+pub(super) struct Slot {
+    router: Router,
+    closing: watch::Receiver<bool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Slot {
+    /// Serves a connection's requests, over HTTP/1.1 or HTTP/2.
+    pub(super) async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let activity = Activity::new();
+        let service = service_fn({
+            let (router, activity) = (self.router.clone(), activity.clone());
+            move |request: Request<Incoming>| {
+                let (open, _) = activity.begin(request.version());
+                let answer = timeout(REQUEST_TIMEOUT, router.clone().oneshot(request.map(Body::new)));
+                async move {
+                    let answer = answer.await;
+                    drop(open);
+                    answer.unwrap_or_else(|_| Ok(text(StatusCode::SERVICE_UNAVAILABLE, "the request took too long")))
+                }
+            }
+        });
+        let mut builder = Builder::new(TokioExecutor::new());
+        // The time for a head is limited by `Activity`: hyper's timeout would include the time between two requests.
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX);
+        let head_bytes_max = HEAD_BYTES_MAX.try_into().unwrap_or(u32::MAX);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(head_bytes_max)
+            .max_concurrent_streams(STREAMS_MAX);
+        let stream = StallTimeout::new(stream, stalled::WRITE_TIMEOUT);
+        let stream = TrackedStream { stream, activity: activity.clone() };
+        let connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+        let report = |reason| tracing::debug!(reason, "connection closed");
+        lifetime::keep(connection, &activity, LIFETIMES, closing(self.closing.clone()), report).await;
+    }
+}
+
+async fn closing(mut closing: watch::Receiver<bool>) {
+    // It fails if the server is gone.
+    let _ = closing.wait_for(|is_closing| *is_closing).await;
+}
