@@ -130,8 +130,11 @@ type streamReader struct {
 	part []byte
 	// When the last line arrived.
 	lineAt atomic.Int64
-	// The snapshot that is being received.
+	// The snapshot that is being received, or waits for a heartbeat, which says how old it is.
 	snapshot *revokedSet
+	// Whether the snapshot is complete, and where to resume once it has replaced the set.
+	isWhole bool
+	cursor  *string
 	// Whether this stream has replaced the set by a snapshot.
 	hasNewSnapshot bool
 	// When the request was sent.
@@ -216,7 +219,7 @@ func (reader *streamReader) apply(m object, at time.Duration) (streamEnd, error)
 	}
 	switch {
 	case !isNull(m.get("snapshot_begin")):
-		reader.snapshot = newRevokedSet()
+		reader.snapshot, reader.isWhole, reader.cursor = newRevokedSet(), false, nil
 	case !isNull(m.get("revocations")):
 		batch := p.object(m.get("revocations")).get("revocations")
 		if p.err != nil {
@@ -226,10 +229,10 @@ func (reader *streamReader) apply(m object, at time.Duration) (streamEnd, error)
 			return why, err
 		}
 	case !isNull(m.get("snapshot_complete")):
-		if reader.snapshot != nil {
-			reader.feed.revocations.replace(reader.snapshot)
-			reader.snapshot, reader.hasNewSnapshot = nil, true
-			reader.feed.onSnapshot()
+		reader.isWhole = reader.snapshot != nil
+		// What it revokes counts at once if nothing else is known.
+		if !reader.feed.revocations.isComplete.Load() {
+			reader.useSnapshot()
 		}
 	case !isNull(m.get("heartbeat")):
 		heartbeat := p.object(m.get("heartbeat"))
@@ -240,7 +243,7 @@ func (reader *streamReader) apply(m object, at time.Duration) (streamEnd, error)
 			return "", p.err
 		}
 		// A heartbeat within a snapshot says nothing about the set that is in use.
-		if reader.feed.revocations.isComplete.Load() && reader.snapshot == nil {
+		if reader.isWhole || reader.feed.revocations.isComplete.Load() && reader.snapshot == nil {
 			var delay time.Duration
 			if hasStreamAge {
 				delay = reader.delayOf(at, streamAge)
@@ -255,20 +258,42 @@ func (reader *streamReader) apply(m object, at time.Duration) (streamEnd, error)
 		}
 	}
 	// A stream cannot be resumed within a snapshot.
-	if hasCursor && reader.snapshot == nil {
-		reader.progress.cursor = next
+	if hasCursor {
+		if reader.snapshot == nil {
+			reader.progress.cursor = next
+		} else if reader.isWhole {
+			reader.cursor = &next
+		}
 	}
 	return "", nil
 }
 
-// isStale records the age of the feed. Returns whether to leave this replica because of it.
+// isStale records the age of the feed, and lets a snapshot that is complete replace the set. Returns whether to leave this
+// replica because of the age.
 func (reader *streamReader) isStale(age, at time.Duration) bool {
 	leaves := reader.progress.shouldLeave(age, at, reader.feed)
+	// A set that is in use is at least as recent as what a stale replica knows.
+	if !leaves {
+		reader.useSnapshot()
+	}
 	// The set is at least as recent as it was before this stream, unless the stream has replaced it.
 	if !leaves || reader.hasNewSnapshot {
 		reader.feed.revocations.setAge(reader.feed.time, age)
 	}
 	return leaves
+}
+
+// useSnapshot replaces the set by the snapshot, if one is complete.
+func (reader *streamReader) useSnapshot() {
+	if !reader.isWhole {
+		return
+	}
+	reader.feed.revocations.replace(reader.snapshot)
+	if reader.cursor != nil {
+		reader.progress.cursor = *reader.cursor
+	}
+	reader.snapshot, reader.isWhole, reader.hasNewSnapshot = nil, false, true
+	reader.feed.onSnapshot()
 }
 
 // delayOf returns how long a heartbeat was delayed on the way, at most: a proxy may pass the stream on more slowly than it

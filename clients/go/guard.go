@@ -375,6 +375,7 @@ func (g *Guard) VerifyNow(token string) (*Principal, error) {
 // has: a nil principal is refused.
 func (g *Guard) Require(principal *Principal, requirement Requirement) error {
 	if principal == nil {
+		g.counts.refused.Add(1)
 		return credentialsMissing
 	}
 	if !meets(principal, requirement, g.time.now()) {

@@ -56,7 +56,7 @@ func TestTraces(t *testing.T) {
 
 func TestNobodyHasAuthenticated(t *testing.T) {
 	var g Guard
-	if err := g.Require(nil, Requirement{ACR: []string{"aal2"}}); err != credentialsMissing {
-		t.Error(err)
+	if err := g.Require(nil, Requirement{ACR: []string{"aal2"}}); err != credentialsMissing || g.counts.refused.Load() != 1 {
+		t.Error(err, g.counts.refused.Load())
 	}
 }

@@ -7,6 +7,7 @@ import { once } from "node:events";
 import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Guard } from "../../clients/typescript/packages/guard/dist/index.js";
 import { GUARDS, Probe, Relay, Sessiond, eventually, freePort, start } from "./lib.mjs";
 
 const { SESSIOND_BIN } = process.env;
@@ -106,6 +107,12 @@ for (const page of ["<html>busy</html>", "", "{}", '{"active":', '"active"']) {
 }
 for (const probe of probes) await probe.stop();
 console.log("guards, an outage: a proxy's page in place of an answer is no verdict");
+// A response that goes on while a guard is closed is followed by nobody.
+const closing = await Guard.connect({ project: server.project, issuer: server.url, url: server.url, serverKey: server.verifierKey });
+const { signal } = closing.watch(phone.access_token);
+assert.equal(signal.aborted, false);
+closing.close();
+assert.equal(signal.reason.reason, "VERIFICATION_UNAVAILABLE");
 console.log("guards, traces: each passes traceparent and tracestate on when it asks about a token, and nothing else");
 relay.close();
 await server.stop();

@@ -233,8 +233,11 @@ async fn stream(guard: &GuardState, replica: &Replica, progress: &mut Progress) 
 pub(super) struct StreamReader<'a> {
     guard: &'a GuardState,
     delay: Delay,
-    /// The snapshot that is being received.
+    /// The snapshot that is being received, or waits for a heartbeat, which says how old it is.
     snapshot: Option<RevokedSet>,
+    /// Whether the snapshot is complete, and where to resume once it has replaced the set.
+    is_whole: bool,
+    cursor: Option<String>,
     /// Whether this stream has replaced the set by a snapshot.
     has_new_snapshot: bool,
     received_at: Instant,
@@ -244,10 +247,18 @@ impl<'a> StreamReader<'a> {
     pub(super) const fn new(guard: &'a GuardState, progress: &mut Progress, begun_at: Instant) -> Self {
         progress.stale.begin();
         let delay = Delay::new(begun_at);
-        Self { guard, delay, snapshot: None, has_new_snapshot: false, received_at: begun_at }
+        Self {
+            guard,
+            delay,
+            snapshot: None,
+            is_whole: false,
+            cursor: None,
+            has_new_snapshot: false,
+            received_at: begun_at,
+        }
     }
 
-    /// Applies a message. Returns the previous set if this message completes a snapshot.
+    /// Applies a message. Returns the previous set if a snapshot has replaced it.
     ///
     /// # Errors
     ///
@@ -266,7 +277,9 @@ impl<'a> StreamReader<'a> {
         self.received_at = at;
         let mut previous = None;
         match message.event {
-            Some(Event::SnapshotBegin(_)) => self.snapshot = Some(RevokedSet::default()),
+            Some(Event::SnapshotBegin(_)) => {
+                (self.snapshot, self.is_whole, self.cursor) = (Some(RevokedSet::default()), false, None);
+            }
             Some(Event::Revocations(batch)) => {
                 let current;
                 let set = match &self.snapshot {
@@ -289,17 +302,23 @@ impl<'a> StreamReader<'a> {
                 check_size(set, guard.max_entries)?;
             }
             Some(Event::SnapshotComplete(_)) => {
-                if let Some(snapshot) = self.snapshot.take() {
-                    previous = Some(guard.revocations.replace(snapshot));
-                    self.has_new_snapshot = true;
-                    increment(&guard.counters.snapshots);
+                self.is_whole = self.snapshot.is_some();
+                // What it revokes counts at once if nothing else is known.
+                if !guard.revocations.is_complete() {
+                    previous = self.use_snapshot(progress);
                 }
             }
-            Some(Event::Heartbeat(heartbeat)) if guard.revocations.is_complete() && self.snapshot.is_none() => {
+            Some(Event::Heartbeat(heartbeat))
+                if self.is_whole || guard.revocations.is_complete() && self.snapshot.is_none() =>
+            {
                 let age = Duration::from_millis(heartbeat.age_ms.try_into().unwrap_or(0));
                 let stream_age = heartbeat.stream_age_ms.map(|millis| millis.try_into().unwrap_or(0));
                 let age = age + self.delay.of_heartbeat(at, stream_age.map(Duration::from_millis));
                 let leaves = progress.stale.should_leave(age, at);
+                // A set that is in use is at least as recent as what a stale replica knows.
+                if !leaves {
+                    previous = self.use_snapshot(progress);
+                }
                 // The set is at least as recent as it was before this stream, unless the stream has replaced it.
                 if !leaves || self.has_new_snapshot {
                     guard.revocations.set_age(&guard.time, age);
@@ -314,10 +333,25 @@ impl<'a> StreamReader<'a> {
             Some(Event::Heartbeat(_)) | None => {}
         }
         // A stream cannot be resumed within a snapshot.
-        if let Some(next) = message.cursor.filter(|_| self.snapshot.is_none()) {
-            progress.cursor = next;
+        match message.cursor {
+            Some(next) if self.snapshot.is_none() => progress.cursor = next,
+            Some(next) if self.is_whole => self.cursor = Some(next),
+            Some(_) | None => {}
         }
         Ok(previous)
+    }
+
+    /// Replaces the set by the snapshot, if one is complete. Returns the previous set.
+    fn use_snapshot(&mut self, progress: &mut Progress) -> Option<Arc<RevokedSet>> {
+        let snapshot = if self.is_whole { self.snapshot.take() } else { None };
+        self.is_whole = false;
+        self.has_new_snapshot |= snapshot.is_some();
+        let previous = self.guard.revocations.replace(snapshot?);
+        increment(&self.guard.counters.snapshots);
+        if let Some(next) = self.cursor.take() {
+            progress.cursor = next;
+        }
+        Some(previous)
     }
 }
 

@@ -113,8 +113,11 @@ class StreamReader:
         # The beginning of a line whose rest has not arrived, in one buffer: pieces may be of a byte each.
         self._part = bytearray()
         self._line_at = at
-        # The snapshot that is being received.
+        # The snapshot that is being received, or waits for a heartbeat, which says how old it is.
         self._snapshot: Optional[RevokedSet] = None
+        # Whether the snapshot is complete, and where to resume once it has replaced the set.
+        self._is_whole = False
+        self._cursor: Optional[str] = None
         # Whether this stream has replaced the set by a snapshot.
         self._has_new_snapshot = False
         # When the request was sent.
@@ -169,17 +172,16 @@ class StreamReader:
         if "error" in message:
             return "error"
         if message.get("snapshot_begin") is not None:
-            self._snapshot = RevokedSet()
+            self._snapshot, self._is_whole, self._cursor = RevokedSet(), False, None
         elif message.get("revocations") is not None:
             end = self._insert(_list(_object(message["revocations"]).get("revocations")))
             if end is not None:
                 return end
         elif message.get("snapshot_complete") is not None:
-            if self._snapshot is not None:
-                revocations.replace(self._snapshot)
-                self._snapshot = None
-                self._has_new_snapshot = True
-                self._feed.on_snapshot()
+            self._is_whole = self._snapshot is not None
+            # What it revokes counts at once if nothing else is known.
+            if not revocations.is_complete:
+                self._use_snapshot()
         elif message.get("heartbeat") is not None:
             heartbeat = _object(message["heartbeat"])
             age = max(0, _integer(heartbeat.get("age_ms")))
@@ -187,23 +189,41 @@ class StreamReader:
             if stream_age is not None:
                 stream_age = max(0, _integer(stream_age))
             # A heartbeat within a snapshot says nothing about the set that is in use.
-            if revocations.is_complete and self._snapshot is None:
+            if self._is_whole or (revocations.is_complete and self._snapshot is None):
                 if self._is_stale(age + self._delay_of(at, stream_age), at):
                     return "stale"
                 self._progress.succeed()
                 self._feed.on_fresh()
         # A stream cannot be resumed within a snapshot.
-        if cursor is not None and self._snapshot is None:
-            self._progress.cursor = cursor
+        if cursor is not None:
+            if self._snapshot is None:
+                self._progress.cursor = cursor
+            elif self._is_whole:
+                self._cursor = cursor
         return None
 
     def _is_stale(self, age: float, at: float) -> bool:
-        """Records the age of the feed. Returns whether to leave this replica because of it."""
-        leaves = self._progress.should_leave(age, at, self._feed)
+        """Records the age of the feed, and lets a snapshot that is complete replace the set. Returns whether to leave this
+        replica because of the age."""
+        feed = self._feed
+        leaves = self._progress.should_leave(age, at, feed)
+        # A set that is in use is at least as recent as what a stale replica knows.
+        if not leaves:
+            self._use_snapshot()
         # The set is at least as recent as it was before this stream, unless the stream has replaced it.
         if not leaves or self._has_new_snapshot:
-            self._feed.revocations.set_age(self._feed.time, age)
+            feed.revocations.set_age(feed.time, age)
         return leaves
+
+    def _use_snapshot(self) -> None:
+        """Replaces the set by the snapshot, if one is complete."""
+        if self._snapshot is None or not self._is_whole:
+            return
+        self._feed.revocations.replace(self._snapshot)
+        if self._cursor is not None:
+            self._progress.cursor = self._cursor
+        self._snapshot, self._is_whole, self._has_new_snapshot = None, False, True
+        self._feed.on_snapshot()
 
     def _delay_of(self, at: float, stream_age: Optional[int]) -> float:
         """How long a heartbeat was delayed on the way, at most: a proxy may pass the stream on more slowly than it comes. A

@@ -125,8 +125,11 @@ export class StreamReader {
     #part = NOTHING;
     #partBytes = 0;
     #lineAt: number;
-    /** The snapshot that is being received. */
+    /** The snapshot that is being received, or waits for a heartbeat, which says how old it is. */
     #snapshot: RevokedSet | undefined;
+    /** Whether the snapshot is complete, and where to resume once it has replaced the set. */
+    #isWhole = false;
+    #cursor: string | undefined;
     /** Whether this stream has replaced the set by a snapshot. */
     #hasNewSnapshot = false;
     /** When the request was sent. */
@@ -207,38 +210,53 @@ export class StreamReader {
         if (error !== undefined) return "error";
         if (isThere(snapshot_begin)) {
             this.#snapshot = new RevokedSet();
+            [this.#isWhole, this.#cursor] = [false, undefined];
         } else if (isThere(batch)) {
             const end = this.#insert(listOf(objectOf(batch).revocations ?? []));
             if (end) return end;
         } else if (isThere(snapshot_complete)) {
-            if (this.#snapshot) {
-                revocations.replace(this.#snapshot);
-                this.#snapshot = undefined;
-                this.#hasNewSnapshot = true;
-                this.#feed.onSnapshot?.();
-            }
+            this.#isWhole = this.#snapshot !== undefined;
+            // What it revokes counts at once if nothing else is known.
+            if (!revocations.isComplete) this.#useSnapshot();
         } else if (isThere(heartbeat)) {
             // A heartbeat within a snapshot says nothing about the set that is in use.
             const { age_ms, stream_age_ms } = objectOf(heartbeat);
             const age = Math.max(0, integerOf(age_ms));
             const streamAge = isThere(stream_age_ms) ? integerOf(stream_age_ms) : undefined;
-            if (revocations.isComplete && !this.#snapshot) {
+            if (this.#isWhole || (revocations.isComplete && !this.#snapshot)) {
                 if (this.#isStale(age + this.#delayOf(at, streamAge), at, time)) return "stale";
                 this.#progress.succeed();
                 this.#feed.onFresh?.();
             }
         }
         // A stream cannot be resumed within a snapshot.
-        if (isThere(cursor) && !this.#snapshot) this.#progress.cursor = next;
+        if (isThere(cursor)) {
+            if (!this.#snapshot) this.#progress.cursor = next;
+            else if (this.#isWhole) this.#cursor = next;
+        }
         return undefined;
     }
 
-    /** Records the age of the feed. Returns whether to leave this replica because of it. */
+    /**
+     * Records the age of the feed, and lets a snapshot that is complete replace the set. Returns whether to leave this replica
+     * because of the age.
+     */
     #isStale(age: number, at: number, time: Time): boolean {
         const leaves = this.#progress.shouldLeave(age, at, this.#feed);
+        // A set that is in use is at least as recent as what a stale replica knows.
+        if (!leaves) this.#useSnapshot();
         // The set is at least as recent as it was before this stream, unless the stream has replaced it.
         if (!leaves || this.#hasNewSnapshot) this.#feed.revocations.setAge(time, age);
         return leaves;
+    }
+
+    /** Replaces the set by the snapshot, if one is complete. */
+    #useSnapshot(): void {
+        if (!this.#snapshot || !this.#isWhole) return;
+        this.#feed.revocations.replace(this.#snapshot);
+        if (this.#cursor !== undefined) this.#progress.cursor = this.#cursor;
+        [this.#snapshot, this.#isWhole, this.#hasNewSnapshot] = [undefined, false, true];
+        this.#feed.onSnapshot?.();
     }
 
     /**

@@ -261,10 +261,12 @@ export class Guard {
         }
     }
 
-    /** Stops following the feed. The guard decides nothing after that but by its fail mode. */
+    /** Stops following the feed, and aborts what is watched. The guard decides nothing after that but by its fail mode. */
     close(): void {
         this.#closed.abort();
         this.#upstream.close();
+        const watched = [...this.#watched.values()].flatMap((all) => [...all]);
+        for (const { controller } of watched) controller.abort(Refusal.unavailable("no_feed"));
     }
 
     /**
