@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Envoy's. The headers in it have tokens in them.
     let mut envoy = protox::Compiler::new(["proto"])?;
     envoy.include_imports(true).open_file("envoy/service/auth/v3/external_auth.proto")?;
+    fs::write(out_dir.join("envoy.bin"), envoy.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         .build_transport(false)
         .extern_path(".google.rpc", "::tonic_types::pb")

@@ -104,8 +104,8 @@ pub struct Limits {
     #[arg(long, env = "SESSIOND_CONNECTION_AGE_MAX", default_value = "1h", value_parser = duration::<1_000, { 30 * DAY }>, value_name = "DURATION")]
     pub connection_age_max: Duration,
 
-    /// The most open connections. From 31/32 of them on, each new one closes the longest idle one to make room; at the
-    /// limit, if none is idle, new ones wait to be accepted.
+    /// The most open connections. From 31/32 of them on, each new one closes an idle one to make room, of the address
+    /// that has the most; at the limit, one whose request is still arriving, or else new ones wait to be accepted.
     #[arg(long, env = "SESSIOND_CONNECTIONS_MAX", default_value_t = 10_000, value_parser = size::<1, 1_000_000>, value_name = "COUNT")]
     pub connections_max: usize,
 
@@ -232,7 +232,8 @@ pub struct Rates {
     pub address_burst: u32,
 
     /// The requests per second about tokens and keys that one address may make: verify, Envoy's Check, the public keys,
-    /// the metadata; 0 to 1000000; 0 sets no limit. Does not apply to a --trusted-proxy or on --proxy-listen.
+    /// the metadata; 0 to 1000000; 0 sets no limit. It may open as many connections. Does not apply to a --trusted-proxy or
+    /// on --proxy-listen.
     #[arg(long, env = "SESSIOND_VERIFY_RATE", default_value_t = 2_000, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
     pub verify_rate: u32,
 

@@ -12,4 +12,7 @@ pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sess
 /// The call that a proxy makes: see `proto/envoy/`.
 pub mod envoy {
     include!(concat!(env!("OUT_DIR"), "/envoy/envoy.service.auth.v3.rs"));
+
+    /// Its descriptors. It is only partly described, so they are not published.
+    pub(crate) const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.bin"));
 }

@@ -59,6 +59,8 @@ pub enum Bucket<'a> {
     SignOut(IpAddr),
     /// A client's address, for requests of proxies and verifiers.
     Verify(IpAddr),
+    /// A client's address, for new connections: as many as requests of the widest kind.
+    Connection(IpAddr),
     /// A user, at any address.
     User(&'a ProjectId, &'a UserId),
     /// A session, where its user is not known yet.
@@ -103,6 +105,7 @@ struct Inner {
     addresses: Option<Buckets>,
     sign_outs: Option<Buckets>,
     verify: Option<Buckets>,
+    connections: Option<Buckets>,
     users: Option<Buckets>,
     sessions: Option<Buckets>,
     projects: Option<Buckets>,
@@ -118,6 +121,7 @@ impl Limiter {
     /// Limits as configured.
     pub fn new(rates: &config::Rates, clock: Clock, metrics: Metrics) -> Self {
         let addresses = || Buckets::new(rates.address_rate, rates.address_burst, ADDRESSES_MAX);
+        let verify = || Buckets::new(rates.verify_rate, rates.verify_burst, ADDRESSES_MAX);
         let users = || Buckets::new(rates.user_rate, rates.user_burst, USERS_MAX);
         Self(Some(Arc::new(Inner {
             clock,
@@ -125,7 +129,8 @@ impl Limiter {
             hasher: RandomState::new(),
             addresses: addresses(),
             sign_outs: addresses(),
-            verify: Buckets::new(rates.verify_rate, rates.verify_burst, ADDRESSES_MAX),
+            verify: verify(),
+            connections: verify(),
             users: users(),
             sessions: users(),
             projects: Buckets::new(rates.project_rate, rates.project_burst, PROJECTS_MAX),
@@ -171,6 +176,7 @@ impl Limiter {
             Bucket::Address(ip) => (&inner.addresses, "address", inner.name(network(ip))),
             Bucket::SignOut(ip) => (&inner.sign_outs, "sign_out", inner.name(network(ip))),
             Bucket::Verify(ip) => (&inner.verify, "verify", inner.name(network(ip))),
+            Bucket::Connection(ip) => (&inner.connections, "connection", inner.name(network(ip))),
             Bucket::User(project, user) => (&inner.users, "user", inner.name((project, user))),
             Bucket::Session(project, session) => (&inner.sessions, "session", inner.name((project, session))),
             Bucket::Project(project) => (&inner.projects, "project", inner.name(project)),

@@ -1,5 +1,6 @@
 //! HTTP conformance: hosts, media types, challenges, ids. Over raw sockets, because clients would correct the requests.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -365,6 +366,52 @@ async fn gzip_is_accepted_and_bounded() {
     assert!(answer.headers()["grpc-accept-encoding"].to_str().expect("text").contains("gzip"));
     let status = tonic::Status::from_header_map(answer.headers()).expect("a status");
     assert_eq!(reason_of(&status).map(|reason| reason.name()), Some("UNSUPPORTED_ENCODING"));
+}
+
+/// A unary call has one message. tonic would decode every further one too, and inflate it, before it answers; grpc-web's text is
+/// no way around that.
+#[tokio::test]
+async fn a_call_of_several_messages_is_refused() {
+    let service = Service::start().await;
+    let phone = service.sign_in("ada", "phone").await;
+    const TWO: [u8; 10] = [0; 10];
+    for (content_type, body) in [
+        ("application/grpc", Bytes::from_static(&TWO)),
+        ("application/grpc-web", Bytes::from_static(&TWO)),
+        ("application/grpc-web-text", STANDARD.encode(TWO).into()),
+        ("application/grpc-web-text", Bytes::from_static(b"no base64")),
+        ("application/grpc", Bytes::from_static(&TWO[..7])),
+    ] {
+        let headers = both(phone.bearer(), header("content-type", content_type));
+        let answer = service.wires.http2(Method::POST, REVOKE_CURRENT, headers, body).await;
+        let status = tonic::Status::from_header_map(answer.headers()).expect("a status");
+        assert_eq!(reason_of(&status).map(|reason| reason.name()), Some("SCHEMA_ERROR"), "{content_type}");
+    }
+    assert!(phone.is_signed_in().await);
+    // One in text is answered in text.
+    let headers = both(phone.bearer(), header("content-type", "application/grpc-web-text"));
+    let answer = service.wires.http2(Method::POST, REVOKE_CURRENT, headers, STANDARD.encode([0; 5])).await;
+    assert_eq!(answer.headers()["content-type"], "application/grpc-web-text+proto");
+    assert!(answer.body().iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(byte)));
+    assert!(!phone.is_signed_in().await);
+}
+
+/// Two bytes of a message may be an element that takes seventy in memory.
+#[tokio::test]
+async fn a_message_with_too_many_elements_is_refused_over_grpc_too() {
+    let service = Service::start().await;
+    let of = |message: Vec<u8>| {
+        let length = u32::try_from(message.len()).expect("short").to_be_bytes();
+        Bytes::from([&[0], length.as_slice(), &message].concat())
+    };
+    let create = "/sessiond.v1.SessionService/CreateSession";
+    // Field 15 is unknown: nothing but the number of elements is wrong with the second.
+    for (count, reason) in [(8_000, "CREDENTIALS_MISSING"), (9_000, "SCHEMA_ERROR")] {
+        let headers = header("content-type", "application/grpc");
+        let answer = service.wires.http2(Method::POST, create, headers, of([0x7a, 0].repeat(count))).await;
+        let status = tonic::Status::from_header_map(answer.headers()).expect("a status");
+        assert_eq!(reason_of(&status).map(|reason| reason.name()), Some(reason), "{count}");
+    }
 }
 
 /// Every error has a reason, also for unknown methods and services.

@@ -8,7 +8,7 @@ use diesel_async::SimpleAsyncConnection as _;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty, StreamBody, combinators::BoxBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use sessiond::pb::CreateSessionRequest;
+use sessiond::{config::Rates, pb::CreateSessionRequest};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -414,8 +414,10 @@ async fn ask_and_acknowledge_nothing(mut stream: TcpStream, interval: Duration) 
 #[tokio::test]
 async fn a_connection_that_is_leaving_ends_whatever_its_client_does() {
     let service = Service::start_with(|_, limits| limits.connection_age_max = Duration::from_millis(300)).await;
+    let begun = Instant::now();
     let asking = ask_and_acknowledge_nothing(connection(&service, "127.0.0.2").await, Duration::from_millis(100));
     tokio::time::timeout(Duration::from_secs(15), asking).await.expect("it ends");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "not before it has had its time");
 }
 
 /// Connections that leave count, so that an address cannot take all slots by letting its own be closed for its own.
@@ -430,14 +432,97 @@ async fn connections_that_leave_are_part_of_an_addresss_share() {
     for _ in 0..5 {
         for _ in 0..5 {
             // Seldom enough that it can be closed for another, and often enough that it would never end.
-            let interval = Duration::from_millis(1_300);
+            let interval = Duration::from_millis(1_900);
             tokio::spawn(ask_and_acknowledge_nothing(connection(&service, "127.0.0.2").await, interval));
         }
-        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
         most = most.max(service.metric("sessiond_connections").await);
     }
     // Those that the test itself uses are of another address.
-    assert!((6..=13).contains(&most), "{most}");
+    assert!((8..=13).contains(&most), "{most}");
+}
+
+/// Each takes kilobytes and lasts as long as its connection, so an address has a share of them. Other requests go on.
+#[tokio::test]
+async fn an_address_has_a_limit_on_responses_without_an_end() {
+    const EMPTY: &[u8] = &[0; 5];
+    let service = Service::start().await;
+    let mut kept = vec![];
+    let mut open = async |from: &'static str, path: &str| {
+        let mut sender = http2(&service, from).await;
+        let asked = post(
+            path,
+            "application/grpc",
+            if path.ends_with("/Watch") { whole(EMPTY) } else { endless(LIST_SERVICES) },
+        );
+        let answer = sender.send_request(asked).await.expect("answers");
+        let status = answer.headers().get("grpc-status").map(|status| status.to_str().expect("a number").to_owned());
+        kept.push((sender, answer));
+        status
+    };
+    let watch = "/grpc.health.v1.Health/Watch";
+    for _ in 0..60 {
+        assert_eq!(open("127.0.0.2", watch).await, None);
+    }
+    for _ in 0..4 {
+        assert_eq!(open("127.0.0.2", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo").await, None);
+    }
+    assert_eq!(open("127.0.0.2", watch).await.as_deref(), Some("8"), "RESOURCE_EXHAUSTED");
+    assert_eq!(open("127.0.0.3", watch).await, None);
+    assert_eq!(service.metric(r#"sessiond_requests_refused_total{class="probe",reason="endless"}"#).await, 1);
+    service.sign_in("ada", "phone").await.sign_out().await.expect("other requests go on");
+    drop(kept);
+    let mut again = http2(&service, "127.0.0.2").await;
+    eventually("they are free again", async || {
+        let answer = again.send_request(post(watch, "application/grpc", whole(EMPTY))).await.expect("answers");
+        !answer.headers().contains_key("grpc-status")
+    })
+    .await;
+}
+
+/// A reflection stream may ask about everything once, and not without end.
+#[tokio::test]
+async fn the_questions_of_a_reflection_stream_are_bounded() {
+    let service = Service::start().await;
+    let answered = async |count: usize| {
+        let mut sender = http2(&service, "127.0.0.2").await;
+        let body = http_body_util::Full::new(Bytes::from(LIST_SERVICES.repeat(count))).boxed();
+        let asked = post("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "application/grpc", body);
+        let answer = sender.send_request(asked).await.expect("answers");
+        let ended = tokio::time::timeout(Duration::from_secs(5), answer.into_body().collect()).await.expect("ends");
+        ended.expect("is whole").to_bytes().len()
+    };
+    let one = answered(1).await;
+    assert_eq!(answered(1_000).await, 1_000 * one);
+    assert!(answered(2_000).await < 1_200 * one);
+}
+
+/// A question of a reflection stream.
+const LIST_SERVICES: &[u8] = &[0, 0, 0, 0, 2, 0x3a, 0];
+
+/// A handshake costs the server more than the client, so connections are charged for before it.
+#[tokio::test]
+async fn an_address_has_a_bucket_for_connections() {
+    let own = Rates { verify_rate: 1, verify_burst: 20, ..rates() };
+    let service = Service::start_rated(own).await;
+    let mut kept = vec![];
+    let mut gets_in = async |from: &'static str| {
+        let mut stream = connection(&service, from).await;
+        let mut answer = [0; 64];
+        let asked = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+        let is_answered = asked.is_ok() && matches!(stream.read(&mut answer).await, Ok(1..));
+        kept.push(stream);
+        is_answered
+    };
+    let mut answered = 0;
+    for _ in 0..40 {
+        answered += usize::from(gets_in("127.0.0.2").await);
+    }
+    assert!((20..30).contains(&answered), "{answered}");
+    assert!(gets_in("127.0.0.3").await, "another address has its own");
+    for _ in 0..40 {
+        assert!(gets_in("127.0.0.1").await, "a trusted proxy has none");
+    }
 }
 
 #[tokio::test]

@@ -20,6 +20,14 @@ pub(super) fn does_not_fit() -> Refusal {
     Refusal::invalid("claims", "must be smaller: the access token does not fit into a cookie, which holds 4096 bytes")
 }
 
+fn cookie_policies(snapshot: &Snapshot, projects: Vec<ProjectId>) -> Vec<(ProjectId, CookiePolicy)> {
+    let policy = |project: ProjectId| {
+        let policy = snapshot.policy(&project)?.cookies.clone();
+        policy.scope.is_on().then_some((project, policy))
+    };
+    projects.into_iter().filter_map(policy).collect()
+}
+
 impl App {
     /// A project's setting; `None` if it is unknown or uses no cookies.
     ///
@@ -27,24 +35,31 @@ impl App {
     ///
     /// Fails if the policy had to be loaded and the database operation fails.
     pub async fn cookie_policy(&self, project: &ProjectId) -> Result<Option<CookiePolicy>, Error> {
-        let snapshot = self.keys.find(project, |snapshot| snapshot.policy(project).is_some()).await?;
-        let policy = snapshot.policy(project).map(|policy| &policy.cookies);
-        Ok(policy.filter(|cookies| cookies.scope.is_on()).cloned())
+        let policies = self.find_cookie_policies(vec![project.clone()]).await?;
+        Ok(policies.into_iter().next().map(|(_, policy)| policy))
     }
 
-    /// Whether this replica knows a project, so that [`App::cookie_policy`] looks nothing up.
+    /// Whether this replica knows a project.
     pub fn knows_project(&self, project: &ProjectId) -> bool {
         self.keys.snapshot().policy(project).is_some()
     }
 
-    /// Looks up projects that this replica does not know, all at once, so that [`App::cookie_policy`] need not.
+    /// The settings of those of the projects that this replica knows, and that use cookies.
+    pub fn cookie_policies(&self, projects: Vec<ProjectId>) -> Vec<(ProjectId, CookiePolicy)> {
+        cookie_policies(&self.keys.snapshot(), projects)
+    }
+
+    /// As [`App::cookie_policies`], and looks up those that this replica does not know, all at once.
     ///
     /// # Errors
     ///
     /// Fails if the database operation fails.
-    pub async fn find_projects(&self, projects: &[ProjectId]) -> Result<(), Error> {
-        self.keys.find_all(projects, |snapshot, project| snapshot.policy(project).is_some()).await?;
-        Ok(())
+    pub async fn find_cookie_policies(
+        &self,
+        projects: Vec<ProjectId>,
+    ) -> Result<Vec<(ProjectId, CookiePolicy)>, Error> {
+        let snapshot = self.keys.find_all(&projects, |snapshot, project| snapshot.policy(project).is_some()).await?;
+        Ok(cookie_policies(&snapshot, projects))
     }
 
     /// The cookies with the tokens of a grant.

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::LazyLock;
+
+use tokio::sync::Semaphore;
 
 use super::App;
 use super::Caller;
@@ -14,6 +17,7 @@ use crate::store::RefusedAttempt;
 use crate::store::Role;
 use crate::store::SessionWithEpochs;
 use sessiond_core::clock::Timestamp;
+use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::Refusal;
@@ -31,6 +35,13 @@ pub const TOKENS_MAX: usize = 1_000;
 
 /// How many signatures one blocking task checks: a few milliseconds of work.
 const SIGNATURES_AT_ONCE: usize = 32;
+
+/// How many of these tasks run at a time, whoever asks: a verifier may ask about a thousand made-up tokens again and again, and
+/// half of the processors are for everybody else.
+static SIGNATURES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    Arc::new(Semaphore::new(processors.div_ceil(2)))
+});
 
 /// The result for one token.
 pub enum Introspection {
@@ -55,7 +66,7 @@ enum TokenKind {
     /// Not a valid token of the project.
     Invalid,
     /// It names a key that is unknown, or not loaded yet.
-    UnknownKey,
+    UnknownKey(KeyId),
 }
 
 impl App {
@@ -79,10 +90,14 @@ impl App {
         let (tokens, now) = (Arc::new(tokens), self.clock.now());
         let mut snapshot = self.keys.snapshot();
         let mut kinds = self.classify_all(&snapshot, &project, &tokens, now).await;
-        if kinds.iter().any(|kind| matches!(kind, TokenKind::UnknownKey)) {
+        let unknown = || kinds.iter().enumerate().filter_map(|(at, kind)| Some((at, kind.unknown_key()?)));
+        let (unknown, keys): (Vec<usize>, Vec<KeyId>) = unknown().unzip();
+        if !unknown.is_empty() {
             // A key missing after this reload does not exist, or did not when the request came.
-            snapshot = self.keys.reload_for_unknown().await?;
-            kinds = self.classify_all(&snapshot, &project, &tokens, now).await;
+            snapshot = self.keys.find_all(keys, |snapshot, key| snapshot.has_key(*key)).await?;
+            let again = Arc::new(unknown.iter().map(|at| tokens[*at].clone()).collect());
+            let again = self.classify_all(&snapshot, &project, &again, now).await;
+            unknown.into_iter().zip(again).for_each(|(at, kind)| kinds[at] = kind);
         }
         let access: Vec<VerifiedToken> = kinds.iter().filter_map(TokenKind::access).cloned().collect();
         // In the order of the access tokens, so the results are consumed one by one.
@@ -91,7 +106,7 @@ impl App {
         let mut introspect = |kind: TokenKind| match kind {
             TokenKind::Access(token) => (standings.next()? == Standing::Good).then_some(Introspection::Access(token)),
             TokenKind::Refresh(token) => self.introspect_refresh(&snapshot, &token, seen.get(&token.session())?, now),
-            TokenKind::Invalid | TokenKind::UnknownKey => None,
+            TokenKind::Invalid | TokenKind::UnknownKey(_) => None,
         };
         Ok(kinds.into_iter().map(|kind| introspect(kind).unwrap_or(Introspection::Inactive)).collect())
     }
@@ -111,13 +126,17 @@ impl App {
         let chunks = (0..tokens.len()).step_by(SIGNATURES_AT_ONCE).map(|start| {
             let (app, snapshot, project, tokens) =
                 (self.clone(), Arc::clone(snapshot), project.clone(), Arc::clone(tokens));
-            tokio::task::spawn_blocking(move || {
-                let end = tokens.len().min(start + SIGNATURES_AT_ONCE);
-                tokens[start..end].iter().map(|token| app.classify(&snapshot, &project, token, now)).collect::<Vec<_>>()
-            })
+            async move {
+                let permit = Arc::clone(&SIGNATURES).acquire_owned().await.expect("never closed");
+                let checked = tokio::task::spawn_blocking(move || {
+                    let _permit = permit;
+                    let tokens = &tokens[start..tokens.len().min(start + SIGNATURES_AT_ONCE)];
+                    tokens.iter().map(|token| app.classify(&snapshot, &project, token, now)).collect::<Vec<_>>()
+                });
+                checked.await.expect("the task neither panics nor is cancelled")
+            }
         });
-        let chunks = futures_util::future::join_all(chunks).await;
-        chunks.into_iter().flat_map(|chunk| chunk.expect("the task neither panics nor is cancelled")).collect()
+        futures_util::future::join_all(chunks).await.into_iter().flatten().collect()
     }
 
     /// Classifies one token, and checks its signature with the keys of a snapshot.
@@ -130,7 +149,7 @@ impl App {
         }
         match self.verify_by(snapshot, project, text, now) {
             Ok(token) => TokenKind::Access(token),
-            Err(VerifyError::UnknownKey(_)) => TokenKind::UnknownKey,
+            Err(VerifyError::UnknownKey(key)) => TokenKind::UnknownKey(key),
             Err(VerifyError::Unparsable | VerifyError::WrongProject { .. } | VerifyError::Expired(_)) => {
                 TokenKind::Invalid
             }
@@ -181,24 +200,31 @@ impl App {
 }
 
 impl TokenKind {
+    const fn unknown_key(&self) -> Option<KeyId> {
+        match self {
+            Self::UnknownKey(key) => Some(*key),
+            Self::Access(_) | Self::Refresh(_) | Self::Invalid => None,
+        }
+    }
+
     fn access(&self) -> Option<&VerifiedToken> {
         match self {
             Self::Access(token) => Some(token),
-            Self::Refresh(_) | Self::Invalid | Self::UnknownKey => None,
+            Self::Refresh(_) | Self::Invalid | Self::UnknownKey(_) => None,
         }
     }
 
     fn refresh(&self) -> Option<&RefreshToken> {
         match self {
             Self::Refresh(token) => Some(token),
-            Self::Access(_) | Self::Invalid | Self::UnknownKey => None,
+            Self::Access(_) | Self::Invalid | Self::UnknownKey(_) => None,
         }
     }
 }
 
 fn classify_refresh(snapshot: &Snapshot, project: &ProjectId, token: RefreshToken) -> TokenKind {
     match snapshot.keyring.refresh(token.key()) {
-        None => TokenKind::UnknownKey,
+        None => TokenKind::UnknownKey(token.key()),
         Some(key) if key.project() == project && key.verify_tag(&token) => TokenKind::Refresh(Box::new(token)),
         Some(_) => TokenKind::Invalid,
     }

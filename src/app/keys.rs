@@ -218,15 +218,6 @@ impl KeyCache {
         Ok(snapshot)
     }
 
-    /// Reloads everything because an authenticated caller named something unknown; at most once a second.
-    ///
-    /// # Errors
-    ///
-    /// As [`KeyCache::reload`].
-    pub(super) async fn reload_for_unknown(&self) -> Result<Arc<Snapshot>, super::Error> {
-        Ok(self.schedule_reload(UNKNOWN_INTERVAL).await?)
-    }
-
     /// Reloads everything. Calls made before a scheduled reload begins share it.
     ///
     /// # Errors

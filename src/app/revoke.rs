@@ -124,8 +124,16 @@ struct Progress {
     is_any_genuine: bool,
     /// The sessions that were live until now.
     ended: HashSet<(ProjectId, SessionId)>,
-    /// With the position of the token.
+    /// Why sessions could not be ended.
+    failure: Option<Error>,
+    /// Why tokens have no session to end, with the position of each.
     errors: Vec<(usize, Error)>,
+}
+
+impl Progress {
+    fn new(within: Option<ProjectId>, origin: Origin) -> Self {
+        Self { within, origin, is_any_genuine: false, ended: HashSet::new(), failure: None, errors: vec![] }
+    }
 }
 
 impl App {
@@ -143,24 +151,27 @@ impl App {
     ) -> Result<RevokeOutcome, Error> {
         let within = self.client_project(client).await?;
         let otherwise = if holder.server_key { Refusal::InsufficientAccessType } else { Refusal::CredentialsMissing };
-        let mut progress = Progress { within, origin, is_any_genuine: false, ended: HashSet::new(), errors: vec![] };
+        let mut progress = Progress::new(within, origin);
         let access = holder.access.into_iter().map(Presented::Access);
         let presented = access.chain(holder.refresh.into_iter().map(Presented::Refresh)).enumerate().collect();
         // What is known here ends first. Other keys may be made up, and planted in a browser by another host: all are looked up
         // together, because a lookup may wait for a second.
-        let unknown = self.end_presented(&self.keys.snapshot(), presented, &mut progress).await?;
+        let unknown = self.end_presented(&self.keys.snapshot(), presented, &mut progress).await;
         if let Some((first, ..)) = unknown.first() {
             let keys = unknown.iter().map(|(.., key)| *key);
             match self.keys.find_all(keys, |snapshot, key| snapshot.has_key(*key)).await {
                 Ok(snapshot) => {
                     let presented = unknown.into_iter().map(|(at, token, _)| (at, token)).collect();
-                    let unknown = self.end_presented(&snapshot, presented, &mut progress).await?;
+                    let unknown = self.end_presented(&snapshot, presented, &mut progress).await;
                     progress.errors.extend(unknown.into_iter().map(|(at, token, _)| (at, token.unknown().into())));
                 }
                 Err(error) => progress.errors.push((*first, error)),
             }
         }
-        let Progress { is_any_genuine, ended, mut errors, .. } = progress;
+        let Progress { is_any_genuine, ended, failure, mut errors, .. } = progress;
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
         errors.sort_by_key(|(at, _)| *at);
         let errors: Vec<Error> = errors.into_iter().map(|(_, error)| error).collect();
         if !is_any_genuine {
@@ -179,7 +190,7 @@ impl App {
         snapshot: &Snapshot,
         presented: Vec<(usize, Presented)>,
         progress: &mut Progress,
-    ) -> Result<Vec<(usize, Presented, KeyId)>, Error> {
+    ) -> Vec<(usize, Presented, KeyId)> {
         let (mut targets, mut unknown, now) = (vec![], vec![], self.clock.now());
         for (at, token) in presented {
             let target = match &token {
@@ -202,7 +213,7 @@ impl App {
             }
         }
         if targets.is_empty() {
-            return Ok(unknown);
+            return unknown;
         }
         progress.is_any_genuine = true;
         let revocation = |Target { project, session }| Revocation {
@@ -215,11 +226,17 @@ impl App {
         };
         let sessions: Vec<(ProjectId, SessionId)> =
             targets.iter().map(|target| (target.project.clone(), target.session)).collect();
-        let ended = self.sign_out(targets.into_iter().map(revocation).collect()).await?;
+        let ended = match self.sign_out(targets.into_iter().map(revocation).collect()).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                progress.failure.get_or_insert(error);
+                return unknown;
+            }
+        };
         // The feed may not have delivered yet what another replica has revoked.
         sessions.iter().filter(|one| !ended.contains(one)).for_each(|(project, id)| self.feed.note_ended(project, *id));
         progress.ended.extend(ended);
-        Ok(unknown)
+        unknown
     }
 
     /// Signs a browser out: as [`App::revoke_current`], but succeeds if its cookies hold no genuine token. That signs nobody in,

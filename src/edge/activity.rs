@@ -1,6 +1,7 @@
 //! The activity of one connection: whether it has sent a request yet, how many requests are open, and since when the server
 //! has waited for its client.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,6 +24,16 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::lifetime::Lifetimes;
+
+/// How long a client may take to read one frame of a response. hyper keeps what was handed over; on HTTP/2 a client can leave it
+/// there without ceasing to answer pings.
+const UNREAD_MAX: Duration = Duration::from_secs(30);
+
+/// How many bytes are handed over at once: no more than one piece of a response is kept for a client that reads nothing.
+const PIECE: usize = 16 * 1024;
+
+/// How many requests begin the wait anew until one is received: clients sometimes give one up.
+const BEGINNINGS: u8 = 3;
 
 /// How long a connection may take to close after the shutdown request, once no request is open.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -55,16 +66,21 @@ struct ActivityState {
     received: usize,
     /// Since when there is none of those.
     waiting_since: Instant,
-    /// Whether the next request begins the wait anew. Only one after each that was received, or a client could begin requests
-    /// without end and never be waiting.
-    may_begin: bool,
+    /// How many more requests begin the wait anew: a few after each that was received, or a client could begin requests without end
+    /// and never be waiting.
+    beginnings: u8,
     /// Since when no request is open.
     idle_since: Instant,
     version: Option<Version>,
+    /// Since when a response's frame has waited for the client to read it, by an arbitrary number: the first is the oldest.
+    unread: BTreeMap<u64, Instant>,
+    unread_next: u64,
     /// When the first byte since then was received.
     first_byte: Option<Instant>,
     /// Since when it is shutting down.
     leaving: Option<Instant>,
+    /// Whether it ends without a graceful shutdown.
+    is_aborted: bool,
 }
 
 impl Activity {
@@ -74,11 +90,14 @@ impl Activity {
             open: 0,
             received: 0,
             waiting_since: born,
-            may_begin: true,
+            beginnings: BEGINNINGS,
             idle_since: born,
             version: None,
+            unread: BTreeMap::new(),
+            unread_next: 0,
             first_byte: None,
             leaving: None,
+            is_aborted: false,
         };
         Self(Arc::new(ActivityRecord { born, state: Mutex::new(state), evicted: Notify::new() }))
     }
@@ -99,7 +118,8 @@ impl Activity {
         state.first_byte = None;
         let is_late = state.leaving.is_some_and(|leaving| now >= leaving + CLOSE_TIMEOUT);
         if !is_late {
-            if state.open == 0 && std::mem::take(&mut state.may_begin) {
+            if state.open == 0 && state.beginnings > 0 {
+                state.beginnings -= 1;
                 state.waiting_since = now;
             }
             state.open += 1;
@@ -123,14 +143,19 @@ impl Activity {
         Some(Wait { is_idle, time: now.saturating_duration_since(since) })
     }
 
-    /// Whether a graceful shutdown would wait for the client: nothing was received yet, or a request in part.
-    pub(super) fn is_receiving(&self) -> bool {
-        let state = self.state();
-        state.version.is_none() || state.is_in_head() || state.open > 0 && state.received == 0
-    }
-
     pub(super) fn is_leaving(&self) -> bool {
         self.state().leaving.is_some()
+    }
+
+    /// Since when it has been shutting down without an open request; `None` otherwise, or if it is aborted already.
+    pub(super) fn lingers_since(&self) -> Option<Instant> {
+        let state = self.state();
+        state.leaving.filter(|_| state.open == 0 && !state.is_aborted)
+    }
+
+    /// Whether it ends without a graceful shutdown.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.state().is_aborted
     }
 
     /// Marks it as shutting down.
@@ -138,9 +163,19 @@ impl Activity {
         self.state().leaving.get_or_insert_with(Instant::now);
     }
 
-    /// Asks it to make room for another.
+    /// Asks it to make room for another: gracefully, unless that would wait for a request whose beginning was received. Decided
+    /// now, because a request that arrives from here on is answered.
     pub(super) fn evict(&self) {
-        self.leave();
+        let mut state = self.state();
+        state.is_aborted = state.is_receiving();
+        state.leaving.get_or_insert_with(Instant::now);
+        drop(state);
+        self.0.evicted.notify_one();
+    }
+
+    /// Ends it now.
+    pub(super) fn abort(&self) {
+        self.state().is_aborted = true;
         self.0.evicted.notify_one();
     }
 
@@ -152,15 +187,21 @@ impl Activity {
     /// Decides what to do with the connection now.
     pub(super) fn evaluate(&self, now: Instant, lifetimes: Lifetimes) -> ConnectionFate {
         let state = self.state();
+        if state.unread.first_key_value().is_some_and(|(_, since)| now >= *since + UNREAD_MAX) {
+            return ConnectionFate::Abort("unread");
+        }
         if let Some(leaving) = state.leaving {
             return match state.open {
                 // What began in time may take as long as it needs. An uncounted stream ends here.
-                0 if now >= leaving.max(state.idle_since) + CLOSE_TIMEOUT => ConnectionFate::Abort("farewell"),
+                0 => {
+                    let until = leaving.max(state.idle_since) + CLOSE_TIMEOUT;
+                    if now >= until { ConnectionFate::Abort("farewell") } else { ConnectionFate::Keep(until) }
+                }
                 _ => ConnectionFate::Keep(now + CLOSE_TIMEOUT),
             };
         }
         if state.version.is_none() {
-            let until = self.0.born + lifetimes.head;
+            let until = self.0.born + lifetimes.first;
             return if now >= until { ConnectionFate::Abort("silent") } else { ConnectionFate::Keep(until) };
         }
         let old = self.0.born + lifetimes.age;
@@ -182,6 +223,16 @@ impl Activity {
         }
     }
 
+    /// Records that a frame waits for the client to read it, until the value is dropped.
+    fn begin_unread(&self) -> UnreadFrame {
+        let mut state = self.state();
+        let number = state.unread_next;
+        state.unread_next += 1;
+        state.unread.insert(number, Instant::now());
+        drop(state);
+        UnreadFrame { activity: self.clone(), number }
+    }
+
     fn read(&self) {
         let mut state = self.state();
         if state.open == 0 && state.first_byte.is_none() {
@@ -191,6 +242,11 @@ impl Activity {
 }
 
 impl ActivityState {
+    /// Whether a graceful shutdown would wait for the client: nothing was received yet, or a request in part.
+    fn is_receiving(&self) -> bool {
+        self.version.is_none() || self.is_in_head() || self.open > 0 && self.received == 0
+    }
+
     /// Whether part of a request's head was received. Unknown for HTTP/2, where pings are bytes too.
     fn is_in_head(&self) -> bool {
         self.open == 0 && self.first_byte.is_some() && self.version.is_some_and(|version| version < Version::HTTP_2)
@@ -246,7 +302,7 @@ impl ReceivingRequest {
         if self.phase.load(Ordering::Relaxed) == RECEIVING {
             self.phase.store(RECEIVED, Ordering::Relaxed);
             state.received += 1;
-            state.may_begin = true;
+            state.beginnings = BEGINNINGS;
         }
     }
 }
@@ -255,14 +311,44 @@ impl ReceivingRequest {
 /// which is a convenience, before one with a request that is still being received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Wait {
-    is_idle: bool,
+    pub(super) is_idle: bool,
     pub(super) time: Duration,
 }
 
-/// A response's body, which keeps its request open until it ends.
+/// A response's body, which keeps its request open until it ends, and is handed over piece by piece.
 pub(super) struct OpenBody {
-    pub(super) body: axum::body::Body,
-    pub(super) open: Option<OpenRequest>,
+    body: axum::body::Body,
+    open: Option<OpenRequest>,
+    activity: Activity,
+    /// The rest of a frame.
+    rest: Option<(Bytes, UnreadFrame)>,
+}
+
+impl OpenBody {
+    /// With the request that it keeps open, if any.
+    pub(super) const fn new(body: axum::body::Body, open: Option<OpenRequest>, activity: Activity) -> Self {
+        Self { body, open, activity, rest: None }
+    }
+
+    /// The next piece of the rest of a frame.
+    fn piece(&mut self) -> Option<Frame<Bytes>> {
+        let (mut bytes, unread) = self.rest.take()?;
+        let piece = bytes.split_to(PIECE.min(bytes.len()));
+        self.rest = (!bytes.is_empty()).then_some((bytes, unread));
+        Some(Frame::data(piece))
+    }
+}
+
+/// A frame that waits for the client to read it.
+struct UnreadFrame {
+    activity: Activity,
+    number: u64,
+}
+
+impl Drop for UnreadFrame {
+    fn drop(&mut self) {
+        self.activity.state().unread.remove(&self.number);
+    }
 }
 
 impl http_body::Body for OpenBody {
@@ -273,19 +359,33 @@ impl http_body::Body for OpenBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if let Some(piece) = self.piece() {
+            return Poll::Ready(Some(Ok(piece)));
+        }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        if frame.is_none() {
-            self.open = None;
+        match frame {
+            None => self.open = None,
+            Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data.len() > PIECE) => {
+                let data = frame.into_data().unwrap_or_default();
+                self.rest = Some((data, self.activity.begin_unread()));
+                return Poll::Ready(self.piece().map(Ok));
+            }
+            Some(_) => {}
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let hint = self.body.size_hint();
+        let rest = self.rest.as_ref().map_or(0, |(bytes, _)| bytes.len() as u64);
+        match hint.exact() {
+            Some(exact) => SizeHint::with_exact(exact + rest),
+            None => hint,
+        }
     }
 }
 
@@ -334,10 +434,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedStream<S> {
 
 #[cfg(test)]
 mod tests {
+    use http_body::Body as _;
+    use http_body_util::BodyExt as _;
+
     use super::*;
 
     const LIFETIMES: Lifetimes =
-        Lifetimes { head: Duration::from_secs(10), idle: Duration::from_secs(75), age: Duration::from_secs(3_600) };
+        Lifetimes { first: HEAD, head: HEAD, idle: Duration::from_secs(75), age: Duration::from_secs(3_600) };
+    const HEAD: Duration = Duration::from_secs(10);
 
     fn after(seconds: u64) -> Instant {
         Instant::now() + Duration::from_secs(seconds)
@@ -380,10 +484,18 @@ mod tests {
         assert_eq!([&busy, &mixed].map(|activity| activity.wait(now)), [None, None]);
         assert!(idle.wait(now) > bodies.wait(after(9)), "however long it has been sending");
         assert_eq!(
-            [&idle, &heads, &bodies, &busy, &mixed].map(Activity::is_receiving),
+            [&idle, &heads, &bodies, &busy, &mixed].map(|activity| activity.state().is_receiving()),
             [false, true, true, false, false]
         );
-        assert!(Activity::new().is_receiving(), "a connection without a request");
+        assert!(Activity::new().state().is_receiving(), "a connection without a request");
+        // Decided when it has to make room: a request that arrives afterwards is answered.
+        let late = Activity::new();
+        drop(late.begin(Version::HTTP_2));
+        late.evict();
+        let _arriving = late.begin(Version::HTTP_2);
+        assert!(!late.is_aborted());
+        bodies.evict();
+        assert!(bodies.is_aborted());
     }
 
     #[tokio::test]
@@ -429,6 +541,29 @@ mod tests {
         drop(open);
         let _later = activity.begin_at(Version::HTTP_2, after(61));
         assert_eq!(activity.evaluate(after(61), LIFETIMES), ConnectionFate::Abort("farewell"));
+    }
+
+    #[tokio::test]
+    async fn a_large_frame_is_handed_over_in_pieces_and_must_be_read_in_time() {
+        let (activity, frame) = (Activity::new(), vec![7; 2 * PIECE + 1]);
+        drop(activity.begin(Version::HTTP_2));
+        let mut body = OpenBody::new(frame.clone().into(), None, activity.clone());
+        assert_eq!(body.size_hint().exact(), Some(frame.len() as u64));
+        let mut read = vec![];
+        for length in [PIECE, PIECE, 1] {
+            let piece = body.frame().await.expect("is there").expect("is whole").into_data().expect("data");
+            assert_eq!(piece.len(), length);
+            read.extend_from_slice(&piece);
+            assert_eq!(body.size_hint().exact(), Some((frame.len() - read.len()) as u64));
+            let fate = activity.evaluate(after(31), LIFETIMES);
+            assert_eq!(fate == ConnectionFate::Abort("unread"), !body.is_end_stream(), "{fate:?}");
+        }
+        assert_eq!(read, frame);
+        assert!(body.is_end_stream() && body.frame().await.is_none());
+        // Small ones are not held up.
+        let mut small = OpenBody::new(vec![7; PIECE].into(), None, activity.clone());
+        small.frame().await.expect("is there").expect("is whole");
+        assert!(activity.state().unread.is_empty());
     }
 
     #[tokio::test]

@@ -16,6 +16,9 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use http::Extensions;
+use http_body_util::Limited;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio::time::timeout;
 use tonic::Status;
@@ -27,6 +30,8 @@ use super::arrival::Budget;
 use super::arrival::ByteLease;
 use super::class;
 use super::media;
+use super::message;
+use super::message::OpenError;
 use crate::config;
 use crate::forwarded::TrustedPeer;
 use crate::rates::Bucket;
@@ -65,14 +70,29 @@ struct AdmissionLimits {
     body_bytes_max: usize,
     budget: Budget,
     in_progress: InProgress,
+    /// The responses without an end.
+    endless: InProgress,
+    endless_slots: Arc<Semaphore>,
     /// The refused requests that wait for their answer.
     delayed: InProgress,
     rest: RestLayer,
 }
 
+/// The largest message of a call that anybody may make often: a sign-out, a probe, and the headers of a request with an access
+/// token and cookies.
+const SMALL_BYTES_MAX: usize = 128 * 1024;
+
 /// How long a request that the address's bucket refuses waits for its answer. A client that repeats at once would otherwise
 /// cost the server, and itself, as much as the machine can do.
 const REFUSAL_DELAY: Duration = Duration::from_millis(100);
+
+/// How many responses without an end an address may have open, and all together. Each takes kilobytes.
+const ADDRESS_ENDLESS_MAX: usize = 64;
+const ENDLESS_MAX: usize = 1_024;
+
+/// The most bytes of questions in one reflection stream: enough to ask about every file of ours by name. The answer to one may be a
+/// thousand times as long.
+const REFLECTION_BYTES_MAX: usize = 8 * 1024;
 
 /// How many refused requests of an address wait for their answer. More are answered at once: each takes memory.
 const DELAYED_MAX: usize = 64;
@@ -88,6 +108,8 @@ impl AdmissionControl {
             body_bytes_max: limits.body_bytes_max,
             budget: Budget::new(limits.arriving_bytes_max),
             in_progress: InProgress::new(limits.address_requests_max()),
+            endless: InProgress::new(ADDRESS_ENDLESS_MAX),
+            endless_slots: Arc::new(Semaphore::new(ENDLESS_MAX)),
             delayed: InProgress::new(DELAYED_MAX),
         }))
     }
@@ -102,19 +124,31 @@ impl AdmissionLimits {
     }
 
     /// Charges the address that a request comes from.
-    fn charge(&self, class: RequestClass, ip: IpAddr, extensions: &mut Extensions) -> Result<(), Status> {
+    fn charge(
+        &self,
+        class: RequestClass,
+        is_endless: bool,
+        ip: IpAddr,
+        extensions: &mut Extensions,
+    ) -> Result<(), Status> {
         let refused = |empty: crate::rates::Empty| status::refused(empty.into());
         match class {
             // Probes cost nothing, and a refused probe would take the replica out of service.
-            RequestClass::Probe => Ok(()),
+            RequestClass::Probe if !is_endless => Ok(()),
             RequestClass::SignOut => self.rates.charge(Bucket::SignOut(ip)).map_err(refused),
             RequestClass::Verify | RequestClass::Public => self.rates.charge(Bucket::Verify(ip)).map_err(refused),
-            RequestClass::Reflection | RequestClass::Other => {
+            RequestClass::Probe | RequestClass::Reflection | RequestClass::Other => {
                 self.rates.charge(Bucket::Address(ip)).map_err(refused)?;
                 extensions.insert(PaidBy(ip));
                 Ok(())
             }
         }
+    }
+
+    /// A share of the responses without an end; `None` if there is none left.
+    fn endless(&self, ip: IpAddr, class: RequestClass) -> Option<EndlessShare> {
+        let slot = Arc::clone(&self.endless_slots).try_acquire_owned().ok()?;
+        Some(EndlessShare { _share: self.endless.enter(ip, class)?, _slot: slot })
     }
 
     fn overloaded(&self, class: RequestClass, reason: &'static str) -> Status {
@@ -128,6 +162,14 @@ pub(super) struct Admitted {
     pub(super) request: Request,
     /// Released when dropped: after the response's head.
     pub(super) held: (Option<Share>, Option<ByteLease>),
+    /// Released when dropped: after a response without an end of its own.
+    pub(super) endless: Option<EndlessShare>,
+}
+
+/// A share of the responses without an end.
+pub(super) struct EndlessShare {
+    _share: Share,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl AdmissionControl {
@@ -142,10 +184,11 @@ impl AdmissionControl {
         // Requests of unknown origin share one bucket.
         let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip).unwrap_or(unknown);
+        let is_endless = class::is_endless(request.uri().path());
         let share = if is_for_many {
             None
         } else {
-            if let Err(status) = shared.charge(class, ip, request.extensions_mut()) {
+            if let Err(status) = shared.charge(class, is_endless, ip, request.extensions_mut()) {
                 if let Some(_delayed) = shared.delayed.enter(ip, class) {
                     sleep(REFUSAL_DELAY).await;
                 }
@@ -157,13 +200,27 @@ impl AdmissionControl {
             }
             share
         };
+        let mut endless = None;
+        if is_endless && !is_for_many {
+            endless = shared.endless(ip, class);
+            if endless.is_none() {
+                return refused(shared.overloaded(class, "endless"), request, share);
+            }
+            if class == RequestClass::Reflection {
+                request = request.map(|body| Body::new(Limited::new(body, REFLECTION_BYTES_MAX)));
+            }
+        }
         let is_grpc = media::is_grpc(request.headers());
         if !shared.has_message(&request, class, is_grpc) {
-            return Admitted { request, held: (share, None) };
+            return Admitted { request, held: (share, None), endless };
         }
-        let (parts, body) = request.into_parts();
-        // A message may take more bytes in protobuf than in JSON, and has a frame header.
-        let bytes_max = if is_grpc { 2 * shared.body_bytes_max + 5 } else { shared.body_bytes_max };
+        let (mut parts, body) = request.into_parts();
+        let bytes_max = match class {
+            _ if !is_grpc => shared.body_bytes_max,
+            RequestClass::SignOut | RequestClass::Verify | RequestClass::Probe if !is_for_many => SMALL_BYTES_MAX,
+            // A message may take more bytes in protobuf than in JSON, and has a frame header.
+            _ => 2 * shared.body_bytes_max + 5,
+        };
         let asked =
             grpc_timeout(&parts.headers).map_or(shared.arrival_timeout, |asked| asked.min(shared.arrival_timeout));
         let mut lease = if is_for_many { shared.budget.lease_for_many() } else { shared.budget.lease(ip) };
@@ -172,9 +229,25 @@ impl AdmissionControl {
         let without_body = |parts| Request::from_parts(parts, Body::empty());
         match outcome {
             // Refused here, because tonic would wait for the whole announced length first, and hold a slot meanwhile.
-            Ok(Arrived::TooLarge) if is_grpc => refused(status::undecodable(), without_body(parts), share),
+            Ok(Arrived::TooLarge | Arrived::CutOff) if is_grpc => {
+                refused(status::undecodable(), without_body(parts), share)
+            }
+            Ok(Arrived::Whole) if is_grpc => {
+                let (path, data) = (parts.uri.path(), arriving.take_data());
+                match message::open(path, &mut parts.headers, data, bytes_max, &mut lease) {
+                    Ok(message) => {
+                        let request = Request::from_parts(parts, message.into());
+                        Admitted { request, held: (share, Some(lease)), endless }
+                    }
+                    Err(OpenError::Undecodable) => refused(status::undecodable(), without_body(parts), share),
+                    Err(OpenError::OverBudget) => {
+                        refused(shared.overloaded(class, "bytes"), without_body(parts), share)
+                    }
+                }
+            }
             Ok(Arrived::Whole | Arrived::TooLarge | Arrived::CutOff) => {
-                Admitted { request: Request::from_parts(parts, arriving.into_body()), held: (share, Some(lease)) }
+                let request = Request::from_parts(parts, arriving.into_body());
+                Admitted { request, held: (share, Some(lease)), endless }
             }
             Ok(Arrived::OverBudget) => refused(shared.overloaded(class, "bytes"), without_body(parts), share),
             Err(_) => {
@@ -184,7 +257,7 @@ impl AdmissionControl {
                     // The layer that answers reads the rest, waits no longer, and returns its own 408.
                     false => {
                         let request = Request::from_parts(parts, arriving.into_body());
-                        Admitted { request, held: (share, Some(lease)) }
+                        Admitted { request, held: (share, Some(lease)), endless }
                     }
                 }
             }
@@ -196,7 +269,7 @@ impl AdmissionControl {
 fn refused(status: Status, mut request: Request, share: Option<Share>) -> Admitted {
     *request.body_mut() = Body::empty();
     request.extensions_mut().insert(EarlyRefusal(status));
-    Admitted { request, held: (share, None) }
+    Admitted { request, held: (share, None), endless: None }
 }
 
 /// The answer to a refused request for a document, which is not a call of the API; `None` for any other request.

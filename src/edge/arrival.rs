@@ -64,7 +64,7 @@ pub(super) struct ByteLease {
 
 impl ByteLease {
     /// Takes more bytes; `false` if too few are left.
-    fn extend(&mut self, bytes: usize) -> bool {
+    pub(super) fn extend(&mut self, bytes: usize) -> bool {
         // An entry of no bytes would never be removed.
         if bytes == 0 {
             return true;
@@ -184,10 +184,10 @@ impl Arriving {
         }
     }
 
-    /// The whole body: what was read, followed by the rest.
-    pub(super) fn into_body(self) -> Body {
-        let Self { first, more, trailers, error, rest } = self;
-        let data = match more.is_empty() {
+    /// What was read.
+    pub(super) fn take_data(&mut self) -> Bytes {
+        let (first, more) = (std::mem::take(&mut self.first), std::mem::take(&mut self.more));
+        match more.is_empty() {
             true => first,
             false => {
                 let mut all = BytesMut::with_capacity(first.len() + more.len());
@@ -195,7 +195,13 @@ impl Arriving {
                 all.extend_from_slice(&more);
                 all.freeze()
             }
-        };
+        }
+    }
+
+    /// The whole body: what was read, followed by the rest.
+    pub(super) fn into_body(mut self) -> Body {
+        let data = self.take_data();
+        let Self { trailers, error, rest, .. } = self;
         match (trailers, error, rest) {
             (None, None, None) => Body::from(data),
             (trailers, error, rest) => Body::new(Pieces { data, trailers, error, rest }),

@@ -98,6 +98,16 @@ pub(super) fn is_watch(path: &str) -> bool {
     path.ends_with("/WatchRevocations") || path.ends_with("/revocations:watch")
 }
 
+/// Whether a path is that of the call which a proxy makes.
+pub(super) fn is_check(path: &str) -> bool {
+    path.starts_with(CHECK)
+}
+
+/// Whether anyone may begin a response that does not end by itself: a watch of the health, and reflection.
+pub(super) fn is_endless(path: &str) -> bool {
+    path.starts_with("/grpc.health.v1.Health/Watch") || path.starts_with(REFLECTION)
+}
+
 /// Whether a request's body is read before the request is admitted. A DELETE's never is.
 pub(super) fn has_message(method: &Method, class: RequestClass) -> bool {
     // Reflection is a bidirectional stream: its request body has no end to wait for.

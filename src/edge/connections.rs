@@ -40,7 +40,8 @@ struct ConnectionTable {
     /// How many slots are kept free while connections wait for their clients.
     spare: usize,
     address_max: usize,
-    metrics: Metrics,
+    /// `None` if they are not counted.
+    metrics: Option<Metrics>,
     open: Mutex<OpenConnections>,
 }
 
@@ -51,7 +52,7 @@ struct OpenConnections {
 }
 
 impl Connections {
-    pub(super) fn new(max: usize, address_max: usize, metrics: Metrics) -> Self {
+    pub(super) fn new(max: usize, address_max: usize, metrics: Option<Metrics>) -> Self {
         let slots = Arc::new(Semaphore::new(max));
         Self(Arc::new(ConnectionTable { slots, spare: max / SPARE, address_max, metrics, open: Mutex::default() }))
     }
@@ -60,66 +61,77 @@ impl Connections {
     /// are busy. Waits while no slot is free. A trusted proxy has no share, because it has many clients.
     pub(super) async fn slot(&self, ip: IpAddr, is_trusted: bool) -> Option<ConnectionSlot> {
         let ip = network(ip);
-        let entered = self.enter(ip, is_trusted);
+        let entered = self.0.enter(ip, is_trusted);
         let Some((id, activity)) = entered else {
-            self.0.metrics.connection_refused("address");
+            self.0.count(|metrics| metrics.connection_refused("address"));
             return None;
         };
         let mut slot = ConnectionSlot { connections: self.clone(), ip, id, activity, _permit: None };
         slot._permit = Arc::clone(&self.0.slots).try_acquire_owned().ok();
         // One that makes room may take its time, so room is made before it is needed.
         if slot._permit.is_some() && self.0.slots.available_permits() < self.0.spare {
-            self.make_room(&slot, !is_trusted);
+            self.0.make_room(&slot, !is_trusted, |wait| wait.is_idle);
         }
         let since = Instant::now();
         while slot._permit.is_none() {
             // Within this time, connections of the newcomer's own address can make room, if they wait at all.
             let spares_lighter = !is_trusted && since.elapsed() < WAIT_MIN;
-            self.make_room(&slot, spares_lighter);
+            self.0.make_room(&slot, spares_lighter, |_| true);
             let waiting = timeout(ROOM_INTERVAL, Arc::clone(&self.0.slots).acquire_owned());
             slot._permit = waiting.await.ok().map(|permit| permit.expect("never closed"));
         }
         Some(slot)
     }
+}
+
+impl ConnectionTable {
+    fn count(&self, count: impl Fn(&Metrics)) {
+        if let Some(metrics) = &self.metrics {
+            count(metrics);
+        }
+    }
 
     fn enter(&self, ip: IpAddr, is_trusted: bool) -> Option<(u64, Activity)> {
-        let mut state = self.0.open.lock().expect("no one panics while holding it");
+        let mut state = self.open.lock().expect("no one panics while holding it");
         let now = Instant::now();
         let id = state.next;
         let own = state.addresses.entry(ip).or_default();
-        let leaving = own.values().filter(|activity| activity.is_leaving()).count();
-        let has_share = !is_trusted && own.len() - leaving >= self.0.address_max;
-        // Those that leave still hold their slots, and their clients decide how soon they are gone: at most as many again.
-        if !is_trusted && leaving >= self.0.address_max {
-            return None;
-        }
-        if has_share {
-            longest_waiting(own.values(), now)?.1.evict();
-            self.0.metrics.connection_closed("share");
+        if !is_trusted {
+            let leaving = own.values().filter(|activity| activity.is_leaving()).count();
+            if own.len() - leaving >= self.address_max {
+                longest_waiting(own.values(), now)?.1.evict();
+                self.count(|metrics| metrics.connection_closed("share"));
+            }
+            // Those that leave hold their slots, as long as their clients like: at most as many again.
+            if leaving >= self.address_max {
+                let lingering = own.values().filter_map(|activity| Some((activity.lingers_since()?, activity)));
+                lingering.min_by_key(|(since, _)| *since)?.1.abort();
+            }
         }
         let activity = Activity::new();
         own.insert(id, activity.clone());
         state.next += 1;
         drop(state);
-        self.0.metrics.connections_open(1);
+        self.count(|metrics| metrics.connections_open(1));
         Some((id, activity))
     }
 
     /// Asks a connection to close that waits for its client: of the address that has the most connections, the one that has
-    /// waited longest. Can spare addresses that have fewer connections than the newcomer's.
-    fn make_room(&self, newcomer: &ConnectionSlot, spares_lighter: bool) {
-        let (state, now) = (self.0.open.lock().expect("no one panics while holding it"), Instant::now());
+    /// waited longest. Can spare addresses that have fewer connections than the newcomer's, and those whose wait is not of a kind.
+    fn make_room(&self, newcomer: &ConnectionSlot, spares_lighter: bool, is_candidate: impl Fn(&Wait) -> bool) {
+        let (state, now) = (self.open.lock().expect("no one panics while holding it"), Instant::now());
         let least = match state.addresses.get(&newcomer.ip) {
             Some(own) if spares_lighter => own.len(),
             _ => 0,
         };
         let candidates = state.addresses.values().filter(|own| own.len() >= least).filter_map(|own| {
             let others = own.iter().filter(|(id, _)| **id != newcomer.id).map(|(_, activity)| activity);
-            longest_waiting(others, now).map(|(wait, activity)| (own.len(), wait, activity))
+            let waiting = longest_waiting(others, now).filter(|(wait, _)| is_candidate(wait));
+            waiting.map(|(wait, activity)| (own.len(), wait, activity))
         });
         if let Some((.., waiting)) = candidates.max_by_key(|(count, wait, _)| (*count, *wait)) {
             waiting.evict();
-            self.0.metrics.connection_closed("room");
+            self.count(|metrics| metrics.connection_closed("room"));
         }
     }
 }
@@ -149,6 +161,6 @@ impl Drop for ConnectionSlot {
             }
         }
         drop(state);
-        shared.metrics.connections_open(-1);
+        shared.count(|metrics| metrics.connections_open(-1));
     }
 }

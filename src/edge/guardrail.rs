@@ -48,7 +48,7 @@ struct RequestSlots {
     load: Load,
 }
 
-/// The most reflection streams at once. Each may last as long as a request.
+/// The most reflection streams that begin at once. How many are open is limited at admission.
 const REFLECTION_MAX: usize = 32;
 
 /// The most probes at once.

@@ -1,6 +1,6 @@
 //! Serves a few paths to clients of the same installation, within bounds: the metrics page and the sidecar.
 
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,14 +15,13 @@ use hyper_util::rt::TokioTimer;
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tower::ServiceExt as _;
 
-use super::activity::Activity;
 use super::activity::TrackedStream;
+use super::connections::ConnectionSlot;
+use super::connections::Connections;
 use super::lifetime;
 use super::lifetime::Lifetimes;
 use super::plain::text;
@@ -32,8 +31,10 @@ use super::stalled::StallTimeout;
 /// The largest head of a request, in bytes: the largest access token must fit, and cookies beside it.
 pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// A connection may be idle for longer than proxies keep theirs (60 s is common), and is not closed for its age.
+/// A connection may be idle for longer than proxies keep theirs (60 s is common), also before its first request, and is not closed
+/// for its age.
 const LIFETIMES: Lifetimes = Lifetimes {
+    first: Duration::from_secs(75),
     head: Duration::from_secs(10),
     idle: Duration::from_secs(75),
     age: Duration::from_secs(30 * 24 * 60 * 60),
@@ -48,20 +49,21 @@ const STREAMS_MAX: u32 = 1_024;
 /// Serves a router.
 pub(super) struct InternalServer {
     router: Router,
-    slots: Arc<Semaphore>,
+    connections: Connections,
     closing: watch::Sender<bool>,
 }
 
 impl InternalServer {
-    /// With this many connections at once.
+    /// With this many connections at once. Idle ones make room for new ones.
     pub(super) fn new(router: Router, connections_max: usize) -> Self {
-        Self { router, slots: Arc::new(Semaphore::new(connections_max)), closing: watch::Sender::new(false) }
+        let connections = Connections::new(connections_max, connections_max, None);
+        Self { router, connections, closing: watch::Sender::new(false) }
     }
 
-    /// Waits until there may be one more connection.
-    pub(super) async fn slot(&self) -> Slot {
-        let permit = Arc::clone(&self.slots).acquire_owned().await.expect("never closed");
-        Slot { router: self.router.clone(), closing: self.closing.subscribe(), _permit: permit }
+    /// Waits until there is room for a connection from this address.
+    pub(super) async fn slot(&self, ip: IpAddr) -> Slot {
+        let slot = self.connections.slot(ip, true).await.expect("no address has a share");
+        Slot { router: self.router.clone(), closing: self.closing.subscribe(), slot }
     }
 
     /// Closes the connections, each after the requests in progress, and waits for their ends.
@@ -75,17 +77,19 @@ impl InternalServer {
 pub(super) struct Slot {
     router: Router,
     closing: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
+    slot: ConnectionSlot,
 }
 
 impl Slot {
     /// Serves a connection's requests, over HTTP/1.1 or HTTP/2.
     pub(super) async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let activity = Activity::new();
+        let activity = &self.slot.activity;
         let service = service_fn({
             let (router, activity) = (self.router.clone(), activity.clone());
             move |request: Request<Incoming>| {
-                let (open, _) = activity.begin(request.version());
+                let (open, receiving) = activity.begin(request.version());
+                // Whatever is missing has its time too.
+                receiving.received();
                 let answer = timeout(REQUEST_TIMEOUT, router.clone().oneshot(request.map(Body::new)));
                 async move {
                     let answer = answer.await;
@@ -107,7 +111,7 @@ impl Slot {
         let stream = TrackedStream { stream, activity: activity.clone() };
         let connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service).into_owned());
         let report = |reason| tracing::debug!(reason, "connection closed");
-        lifetime::keep(connection, &activity, LIFETIMES, closing(self.closing.clone()), report).await;
+        lifetime::keep(connection, activity, LIFETIMES, closing(self.closing.clone()), report).await;
     }
 }
 

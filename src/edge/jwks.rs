@@ -1,8 +1,10 @@
 //! The public keys, for services that verify tokens by themselves (RFC 7517). They change rarely and are requested often,
-//! by anyone. So each document is built once per change, and a client that has the current one gets a 304.
+//! by anyone. So each document is built when it is first requested after a change, and a client that has the current one gets a 304.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::RwLock;
 
 use axum::Router;
@@ -52,14 +54,14 @@ struct JwksState {
     documents: Arc<RwLock<Option<Arc<Documents>>>>,
 }
 
-/// All documents, built from one snapshot of the keys.
+/// The documents that were requested, built from one snapshot of the keys.
 struct Documents {
     snapshot: Arc<Snapshot>,
     /// The period in which they are correct: a retired key expires by itself.
     from: Timestamp,
     until: Option<Timestamp>,
-    all: JwksDocument,
-    projects: HashMap<ProjectId, JwksDocument>,
+    all: OnceLock<JwksDocument>,
+    projects: Mutex<HashMap<ProjectId, JwksDocument>>,
 }
 
 /// A JWK set as it is sent, and its entity tag (RFC 9110 §8.8.3).
@@ -70,7 +72,7 @@ struct JwksDocument {
 }
 
 async fn all_keys(State(keys): State<JwksState>, headers: HeaderMap) -> Response {
-    keys.documents(keys.app.keys().snapshot()).all.answer(&headers)
+    keys.documents(keys.app.keys().snapshot()).all().answer(&headers)
 }
 
 async fn project_keys(State(keys): State<JwksState>, Path(project): Path<String>, headers: HeaderMap) -> Response {
@@ -80,37 +82,50 @@ async fn project_keys(State(keys): State<JwksState>, Path(project): Path<String>
         // Cached projects are still answered; whether another project exists is unknown while the database is unavailable.
         Err(_) => return unavailable(),
     };
-    match keys.documents(snapshot).projects.get(&project) {
+    match keys.documents(snapshot).of(&project) {
         Some(document) => document.answer(&headers),
         None => no_project(),
     }
 }
 
 impl JwksState {
-    /// The documents of this snapshot now. Concurrent callers may build them twice, which does no harm.
+    /// The documents of this snapshot now.
     fn documents(&self, snapshot: Arc<Snapshot>) -> Arc<Documents> {
         let now = self.app.clock().now();
         let last = self.documents.read().expect("no one panics while holding it").clone();
         if let Some(last) = last.filter(|last| Arc::ptr_eq(&last.snapshot, &snapshot) && last.are_good_at(now)) {
             return last;
         }
-        let documents = Arc::new(Documents::new(snapshot, now));
-        *self.documents.write().expect("no one panics while holding it") = Some(Arc::clone(&documents));
-        documents
+        let mut current = self.documents.write().expect("no one panics while holding it");
+        // Another caller may have been here since.
+        if let Some(last) =
+            current.as_ref().filter(|last| Arc::ptr_eq(&last.snapshot, &snapshot) && last.are_good_at(now))
+        {
+            return Arc::clone(last);
+        }
+        Arc::clone(current.insert(Arc::new(Documents::new(snapshot, now))))
     }
 }
 
 impl Documents {
     fn new(snapshot: Arc<Snapshot>, now: Timestamp) -> Self {
-        let ring = &snapshot.keyring;
-        let of = |project: &ProjectId| {
-            let set = jwks::of_project(ring, project, now, ACCESS_TOKEN_TTL_MAX)?;
-            Some((project.clone(), JwksDocument::new(&set)))
-        };
-        let projects = ring.projects().filter_map(of).collect();
-        let all = JwksDocument::new(&jwks::of_all(ring, now, ACCESS_TOKEN_TTL_MAX));
-        let until = jwks::next_change(ring, now, ACCESS_TOKEN_TTL_MAX);
-        Self { from: now, until, all, projects, snapshot }
+        let until = jwks::next_change(&snapshot.keyring, now, ACCESS_TOKEN_TTL_MAX);
+        Self { from: now, until, all: OnceLock::new(), projects: Mutex::default(), snapshot }
+    }
+
+    fn all(&self) -> &JwksDocument {
+        let all = || JwksDocument::new(&jwks::of_all(&self.snapshot.keyring, self.from, ACCESS_TOKEN_TTL_MAX));
+        self.all.get_or_init(all)
+    }
+
+    /// The document of a project; `None` if it has no key.
+    fn of(&self, project: &ProjectId) -> Option<JwksDocument> {
+        let mut projects = self.projects.lock().expect("no one panics while holding it");
+        if let Some(document) = projects.get(project) {
+            return Some(document.clone());
+        }
+        let set = jwks::of_project(&self.snapshot.keyring, project, self.from, ACCESS_TOKEN_TTL_MAX)?;
+        Some(projects.entry(project.clone()).or_insert(JwksDocument::new(&set)).clone())
     }
 
     fn are_good_at(&self, now: Timestamp) -> bool {

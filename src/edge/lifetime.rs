@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use hyper_util::server::graceful::GracefulConnection;
+use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
 
@@ -13,7 +14,9 @@ use super::activity::ConnectionFate;
 /// How long a connection may be kept, and idle.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lifetimes {
-    /// From a request's first byte to the end of its head; on a new connection, from the beginning.
+    /// From the beginning to the end of the first request's head.
+    pub(super) first: Duration,
+    /// From a later request's first byte to the end of its head.
     pub(super) head: Duration,
     /// Without an open request.
     pub(super) idle: Duration,
@@ -30,6 +33,9 @@ pub(super) async fn keep<C: GracefulConnection<Error: std::fmt::Display>>(
     closing: impl Future<Output = ()>,
     report: impl Fn(&'static str),
 ) {
+    // Not counted against the task's budget: a client that sends faster than it is read would use that up each time, and never be
+    // closed.
+    let closing = unconstrained(closing);
     tokio::pin!(closing);
     let mut wake = Instant::now();
     let mut is_leaving = false;
@@ -45,9 +51,8 @@ pub(super) async fn keep<C: GracefulConnection<Error: std::fmt::Display>>(
                 return;
             }
             () = closing.as_mut(), if !is_leaving => activity.leave(),
-            // A graceful shutdown would wait until a request has arrived.
-            () = activity.evicted() => if activity.is_receiving() { return },
-            () = sleep_until(wake) => match activity.evaluate(Instant::now(), lifetimes) {
+            () = activity.evicted() => if activity.is_aborted() { return },
+            () = unconstrained(sleep_until(wake)) => match activity.evaluate(Instant::now(), lifetimes) {
                 ConnectionFate::Keep(until) => {
                     wake = until;
                     continue;

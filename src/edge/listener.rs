@@ -86,7 +86,7 @@ impl ListenerService {
             None => response,
             Some(record) => {
                 record.0.note_status(response.status());
-                response.map(|body| Body::new(RecordedBody { body, _record: record }))
+                response.map(|body| Body::new(BodyWith { body, _held: record }))
             }
         }
     }
@@ -102,6 +102,7 @@ impl ListenerService {
         let parts = &*self.parts;
         // First of all: a request for another host is not for this server.
         if let Some(refusal) = hosts::refusal(&parts.allowed, &request) {
+            receiving.received();
             return refusal;
         }
         // Where the request comes from, for what limits or records it.
@@ -112,12 +113,16 @@ impl ListenerService {
         // `Connection` must not remove `Origin`, which shows that the request comes from a browser.
         connection::keep_origin(request.headers_mut());
         // What is held is released after the answer.
-        let Admitted { request, held: _held } = match &parts.admission {
+        let Admitted { request, held: _held, endless } = match &parts.admission {
             Some(admission) => admission.admit(request).await,
-            None => Admitted { request, held: (None, None) },
+            None => Admitted { request, held: (None, None), endless: None },
         };
         receiving.received();
-        parts.dispatch(request).await
+        let response = parts.dispatch(request).await;
+        match endless {
+            None => response,
+            Some(share) => response.map(|body| Body::new(BodyWith { body, _held: share })),
+        }
     }
 }
 
@@ -130,14 +135,14 @@ impl Drop for OpenRecord {
     }
 }
 
-/// A response's body, with the record that ends with it.
-struct RecordedBody {
-    // Before the record, so that the call in it ends first.
+/// A response's body, with what ends with it.
+struct BodyWith<T> {
+    // First, so that the call in it ends before the record of the request does.
     body: Body,
-    _record: OpenRecord,
+    _held: T,
 }
 
-impl http_body::Body for RecordedBody {
+impl<T: Unpin> http_body::Body for BodyWith<T> {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -74,6 +74,19 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     Framing::of_content(headers).is_some()
 }
 
+/// Whether the message is framed as text, which the headers no longer say afterwards: the caller decodes it. The answer stays in the
+/// framing that the client understands.
+pub(super) fn take_text_framing(headers: &mut HeaderMap) -> bool {
+    if Framing::of_content(headers) != Some(Framing::GrpcWebText) {
+        return false;
+    }
+    if accepted(headers).is_none() {
+        headers.insert(header::ACCEPT, Framing::GrpcWebText.spelling());
+    }
+    headers.insert(header::CONTENT_TYPE, Framing::GrpcWeb.spelling());
+    true
+}
+
 /// The wire of a request.
 pub(super) fn wire(headers: &HeaderMap) -> Wire {
     match Framing::of_content(headers) {

@@ -22,7 +22,7 @@ const MEDIA_TYPE: &str = "application/openmetrics-text";
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The most connections. A scraper keeps one; further ones wait.
+/// The most connections. A scraper keeps one.
 const CONNECTIONS_MAX: usize = 64;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,13 +62,12 @@ impl MetricsPage {
         let names = if is_loopback { hosts::Allowed::Loopback } else { hosts::Allowed::new(&[]) };
         let server = InternalServer::new(router.layer(from_fn_with_state(names, hosts::check)), CONNECTIONS_MAX);
         loop {
-            let slot = server.slot().await;
-            let Ok((stream, _)) = listener.accept().await else {
+            let Ok((stream, peer)) = listener.accept().await else {
                 // Most likely out of file descriptors, which passes.
                 sleep(ACCEPT_RETRY).await;
                 continue;
             };
-            let tls = tls.clone();
+            let (slot, tls) = (server.slot(peer.ip()).await, tls.clone());
             tokio::spawn(async move {
                 match tls {
                     None => slot.serve(stream).await,

@@ -20,6 +20,7 @@ mod lifetime;
 mod linger;
 mod listener;
 mod media;
+mod message;
 mod metrics;
 mod oauth;
 mod observe;
@@ -91,9 +92,6 @@ use sessiond_core::reason;
 use sessiond_core::session::violation::LABELS_MAX;
 use tonic_rest_layer::RestLayer;
 
-/// The most members and elements of a JSON body: several times what any of our messages may have.
-const BODY_ELEMENTS_MAX: usize = 8_192;
-
 /// Builds the stack, outermost layer first. `beside` gets the API's router and returns what to serve beside it.
 ///
 /// # Errors
@@ -115,7 +113,7 @@ fn stack(
         .max_body_bytes(limits.body_bytes_max)
         // Bodies have arrived by then.
         .body_timeout(body::ARRIVED)
-        .max_body_elements(BODY_ELEMENTS_MAX)
+        .max_body_elements(message::ELEMENTS_MAX)
         // The rules refuse more labels anyway: refuse at the first one too many, without reading the rest.
         .max_field_elements("sessiond.v1.CreateSessionRequest.labels", LABELS_MAX)
         .error_domain(reason::DOMAIN)

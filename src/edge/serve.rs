@@ -66,6 +66,8 @@ use crate::config::Listen;
 use crate::config::Web;
 use crate::forwarded::Trust;
 use crate::pb::session_service_server::SERVICE_NAME;
+use crate::rates::Bucket;
+use crate::rates::Limiter;
 use crate::telemetry::LogLimiter;
 use crate::telemetry::Metrics;
 use crate::telemetry::request::RequestObserver;
@@ -263,8 +265,10 @@ impl Server {
         let jobs = app.spawn_jobs(&supervisor, sweeper, deliverer);
 
         let (phase, phases) = watch::channel(ServerPhase::Serving);
-        let connections = Connections::new(limits.connections_max, limits.address_connections_max(), metrics.clone());
-        let front = Front { connections, trust, tls, metrics, limits: limits.clone(), phases, is_for_proxies: false };
+        let connections =
+            Connections::new(limits.connections_max, limits.address_connections_max(), Some(metrics.clone()));
+        let (rates, of_front) = (app.rates().clone(), limits.clone());
+        let front = Front { connections, trust, rates, tls, metrics, limits: of_front, phases, is_for_proxies: false };
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(ports.listener, stack.public, front.clone()));
         if let Some(listener) = ports.proxy_listener {
@@ -339,6 +343,7 @@ enum ServerPhase {
 struct Front {
     connections: Connections,
     trust: Trust,
+    rates: Limiter,
     tls: Option<ServerTls>,
     metrics: Metrics,
     limits: Limits,
@@ -368,6 +373,11 @@ async fn accept(listener: TcpListener, service: ListenerService, front: Front) {
             }
         };
         let is_trusted = front.is_for_proxies || front.trust.has(peer.ip().to_canonical());
+        // Before the handshake, which costs the server more than the client.
+        if !is_trusted && front.rates.charge(Bucket::Connection(peer.ip())).is_err() {
+            front.metrics.connection_refused("rate");
+            continue;
+        }
         if let Some(slot) = front.connections.slot(peer.ip(), is_trusted).await {
             tokio::spawn(serve_connection(stream, peer, service.clone(), front.clone(), slot));
         }
@@ -434,6 +444,7 @@ fn serve_stream(
     let service = service_fn(move |request: Request<Incoming>| {
         let (served, phases, certificate) = (served.clone(), of_requests.clone(), certificate.clone());
         let (open, receiving) = asks.begin(request.version());
+        let activity = asks.clone();
         // On the heap, because hyper moves it several times.
         Box::pin(async move {
             let is_http1 = request.version() < Version::HTTP_2;
@@ -451,7 +462,7 @@ fn serve_stream(
             // A gRPC refusal also has HTTP status 200, and its own status in the headers.
             let is_refused = answer.status() != StatusCode::OK || answer.headers().contains_key("grpc-status");
             let open = (is_watch && !is_refused).then_some(open);
-            Ok::<_, Infallible>(answer.map(|body| OpenBody { body, open }))
+            Ok::<_, Infallible>(answer.map(|body| OpenBody::new(body, open, activity)))
         })
     });
     let mut builder = Builder::new(TokioExecutor::new());
@@ -470,6 +481,7 @@ fn serve_stream(
     let stream = TrackedStream { stream, activity: slot.activity.clone() };
     let connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     let lifetimes = Lifetimes {
+        first: front.limits.header_timeout,
         head: front.limits.header_timeout,
         idle: front.limits.idle_timeout,
         age: front.limits.connection_age_max.mul_f64(clock::jitter(0.9, 1.0)),

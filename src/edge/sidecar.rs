@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -266,41 +268,44 @@ impl SidecarListener {
         }
     }
 
-    /// Serves until `stop` resolves, and then finishes the requests in progress. More than `connections_max` wait.
+    /// Serves until `stop` resolves, and then finishes the requests in progress. At `connections_max`, idle
+    /// connections make room for new ones.
     pub async fn serve(self, sidecar: Sidecar, connections_max: usize, stop: impl Future<Output = ()>) {
         let server = InternalServer::new(sidecar.router(), connections_max);
         tokio::pin!(stop);
         loop {
-            let slot = tokio::select! {
-                () = &mut stop => break,
-                slot = server.slot() => slot,
-            };
             let accepted = tokio::select! {
                 () = &mut stop => break,
                 accepted = self.accept() => accepted,
             };
-            match accepted {
-                Ok(stream) => drop(tokio::spawn(slot.serve(stream))),
+            let (stream, ip) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     sleep(ACCEPT_RETRY).await;
+                    continue;
                 }
-            }
+            };
+            let slot = tokio::select! {
+                () = &mut stop => break,
+                slot = server.slot(ip) => slot,
+            };
+            tokio::spawn(slot.serve(stream));
         }
         if timeout(SHUTDOWN_TIMEOUT, server.close()).await.is_err() {
             tracing::warn!("requests in progress were cut off");
         }
     }
 
-    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, IpAddr)> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 // Responses are small and latency matters.
                 let _ = stream.set_nodelay(true);
-                Ok(Box::new(stream))
+                Ok((Box::new(stream), peer.ip()))
             }
-            Self::Unix(listener, _) => Ok(Box::new(listener.accept().await?.0)),
+            Self::Unix(listener, _) => Ok((Box::new(listener.accept().await?.0), Ipv4Addr::LOCALHOST.into())),
         }
     }
 }

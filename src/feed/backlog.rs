@@ -20,6 +20,9 @@ use sessiond_core::session::revoked::RevocationTarget;
 /// Seconds on the monotonic clock.
 pub(super) type Second = u32;
 
+/// The most entries that one page looks at: most of them may be of other projects, and the feed waits meanwhile.
+const SCAN_MAX: usize = 4_096;
+
 /// The most entries of a chunk, and so the most that one insertion moves.
 const CHUNK: usize = 256;
 
@@ -241,21 +244,25 @@ impl Backlog {
         number
     }
 
-    /// At most `entries_max` revocations in order, after a key, and until when each is retained; and the last one's key, if
-    /// there may be more. Leaves out those up to the number that was sent of each writer.
+    /// At most `entries_max` revocations of a project in order, after a key, and until when each is retained; and where to continue,
+    /// if there may be more. Leaves out those up to the number that was sent of each writer. Looks at no more than [`SCAN_MAX`]
+    /// entries, so a page may be short, or empty.
     pub(super) fn page(
         &self,
+        project: &ProjectId,
         after: Option<EntryKey>,
         sent: impl Fn(WriterId) -> u32,
         entries_max: usize,
     ) -> (Vec<(PublishedRevocation, Second)>, Option<EntryKey>) {
-        let (mut page, mut last) = (vec![], None);
+        let (mut page, mut last, mut scanned) = (vec![], None, 0);
+        let Some(project) = self.numbers.get(project).copied() else { return (page, None) };
         let mut start = after.map_or(Bound::Unbounded, Bound::Excluded);
         'writers: loop {
             for (chunk, entry) in self.entries(start) {
-                if page.len() == entries_max {
+                if page.len() == entries_max || scanned == SCAN_MAX {
                     return (page, last);
                 }
+                scanned += 1;
                 // Entries from before there were writers have the number zero, and are always sent.
                 let sent = self.writers.id(entry.writer).map_or(0, &sent);
                 if (1..=sent).contains(&entry.seq) {
@@ -264,6 +271,9 @@ impl Backlog {
                     continue 'writers;
                 }
                 last = Some(entry.key());
+                if entry.project != project {
+                    continue;
+                }
                 page.extend(self.unpack(chunk, entry).map(|revocation| (revocation, entry.until)));
             }
             return (page, None);
@@ -482,15 +492,47 @@ mod tests {
     }
 
     fn after(backlog: &Backlog, sent: impl Fn(WriterId) -> u32) -> Vec<PublishedRevocation> {
-        let (mut all, mut start) = (vec![], None);
-        loop {
-            let (page, next) = backlog.page(start, &sent, 100);
-            all.extend(page.into_iter().map(|(revocation, _)| revocation));
-            if next.is_none() {
-                return all;
+        let mut all = vec![];
+        for name in ["shop", "demo"].map(|name| ProjectId::parse(name).expect("a name")) {
+            let (mut own, mut start) = (vec![], None);
+            loop {
+                let (page, next) = backlog.page(&name, start, &sent, 100);
+                own.extend(page.into_iter().map(|(revocation, _)| revocation));
+                if next.is_none() {
+                    break;
+                }
+                start = next;
             }
-            start = next;
+            assert!(own.iter().all(|revocation| revocation.project == name));
+            assert!(own.is_sorted_by_key(|revocation| backlog.key(place_of(revocation))));
+            all.extend(own);
         }
+        all.sort_by_key(|revocation| backlog.key(place_of(revocation)));
+        all
+    }
+
+    #[test]
+    fn a_page_looks_at_a_bounded_number_of_other_projects_entries() {
+        let mut backlog = Backlog::default();
+        for seq in 1..=10_000 {
+            backlog.insert(&revocation(seq, 2), 10);
+        }
+        let last = revocation(10_001, 5);
+        backlog.insert(
+            &PublishedRevocation { place: FeedPlace { writer: WriterId::from_number(2), ..last.place }, ..last },
+            10,
+        );
+        let (mut pages, mut start) = (vec![], None);
+        loop {
+            let (page, next) = backlog.page(&ProjectId::parse("demo").expect("a name"), start, |_| 0, 100);
+            pages.push(page.len());
+            match next {
+                Some(next) => start = Some(next),
+                None => break,
+            }
+        }
+        assert_eq!(pages, [0, 0, 1]);
+        assert!(backlog.page(&ProjectId::parse("none").expect("a name"), None, |_| 0, 100).1.is_none());
     }
 
     /// In any order of insertion, revocations come out in order, and expired ones are forgotten.
@@ -526,8 +568,9 @@ mod tests {
             }
             assert_eq!(backlog.writers().map(|(_, count)| count).sum::<usize>(), expected.len());
             let from = backlog.key(place_of(&expected[1_234]));
-            assert_eq!(backlog.page(from, |_| 0, 1).0[0].0, expected[1_235]);
-            assert_eq!(backlog.page(from, |_| 0, 1).1, backlog.key(place_of(&expected[1_235])));
+            let (page, next) = backlog.page(&expected[1_235].project, from, |_| 0, 1);
+            assert_eq!(page[0].0, expected[1_235]);
+            assert_eq!(next, backlog.key(place_of(&expected[1_235])));
 
             // What a subscriber has of each writer is left out, except from before there were writers.
             let sent = |writer: WriterId| [0, 700, u32::MAX][usize::try_from(writer.number()).expect("small")];

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
@@ -33,6 +34,7 @@ use crate::store::FeedReading;
 use crate::store::FeedWriters;
 use crate::store::PublishedRevocation;
 use crate::store::WriterId;
+use crate::telemetry::LogLimiter;
 use crate::telemetry::Metrics;
 use sessiond_core::clock::Clock;
 use sessiond_core::clock::Timestamp;
@@ -161,6 +163,9 @@ impl ReadAt {
         self.micros.store(at.map_or(0, |at| micros(at) + 1), Ordering::Release);
     }
 }
+
+/// Limits the log lines about cursors that are ahead.
+static CURSOR_LOG: LazyLock<LogLimiter> = LazyLock::new(LogLimiter::default);
 
 /// How far one replica may be ahead of another, with clocks that differ, before a warning is logged about its cursors.
 const LEAD_MAX: Duration = Duration::from_secs(30);
@@ -433,10 +438,14 @@ impl Broadcaster {
             Some(cursor) if cursor.is_too_old(now) => Some(SnapshotReason::CursorTooOld),
             Some(cursor) if position.is_behind(&cursor.numbers) => {
                 // From another replica that has read a little more, or from commits that the database has lost since.
-                if cursor.at + LEAD_MAX < now {
+                // Anyone may make one up.
+                if cursor.at + LEAD_MAX < now
+                    && let Some(suppressed) = CURSOR_LOG.admit()
+                {
                     tracing::warn!(
+                        suppressed,
                         "a subscriber's cursor is ahead of the database, so it gets a snapshot: were data files restored \
-                         without `sessiond restored`?"
+                         without `sessiond restored`? (logged every 10 s at most)"
                     );
                 }
                 Some(SnapshotReason::CursorOfAnotherDatabase)
@@ -449,10 +458,11 @@ impl Broadcaster {
         Some(Receiver { broadcasts, snapshot, resumed, reached, read_at, history: state.histories })
     }
 
-    /// The next page of the backlog, in order, after a key, without what the resumed cursor covers; and where to continue, if
-    /// there may be more. `None` if its history was abandoned meanwhile.
+    /// The next page of the backlog of a project, in order, after a key, without what the resumed cursor covers; and where to
+    /// continue, if there may be more. `None` if its history was abandoned meanwhile.
     pub(super) fn page(
         &self,
+        project: &ProjectId,
         history: u64,
         resumed: Option<&Cursor>,
         after: Option<EntryKey>,
@@ -462,7 +472,7 @@ impl Broadcaster {
             return None;
         }
         let sent = |writer| resumed.map_or(0, |cursor| cursor.number(writer));
-        let (page, next) = state.backlog.page(after, sent, PAGE);
+        let (page, next) = state.backlog.page(project, after, sent, PAGE);
         let retained = |(revocation, until): (PublishedRevocation, u32)| Retained {
             revocation: Arc::new(revocation),
             until: Duration::from_secs(until.into()),

@@ -201,7 +201,7 @@ impl Subscription {
                 }
                 Phase::Backlog(after) => {
                     let (history, resumed) = (self.receiver.history, self.receiver.resumed.as_ref());
-                    let page = self.broadcaster.page(history, resumed, *after);
+                    let page = self.broadcaster.page(self.filter.project(), history, resumed, *after);
                     // The rest of an abandoned history does not complete a snapshot.
                     let (page, next) = page.ok_or(SubscriptionEnd::Interrupted)?;
                     self.phase = match next {
@@ -209,8 +209,8 @@ impl Subscription {
                         None if self.receiver.snapshot.is_some() => Phase::SnapshotComplete,
                         None => Phase::CaughtUp,
                     };
-                    // A snapshot may be long: other tasks need the thread too.
-                    tokio::task::coop::consume_budget().await;
+                    // A snapshot may be long, and mostly of other projects: other tasks need the thread and the lock too.
+                    tokio::task::yield_now().await;
                     if let Some(message) = self.revocations(&page) {
                         return Ok(message);
                     }
@@ -244,11 +244,12 @@ impl Subscription {
             None => self.receive().await?,
         };
         match broadcast {
-            Broadcast::Revocations(mut batch) => {
+            Broadcast::Revocations(first) => {
+                let mut others = vec![];
                 // Whatever else was broadcast meanwhile is sent with it: fewer messages under load.
-                while batch.len() < PAGE {
+                while first.len() + others.len() < PAGE {
                     match self.receiver.broadcasts.try_recv() {
-                        Ok(Broadcast::Revocations(more)) => batch = batch.iter().chain(more.iter()).cloned().collect(),
+                        Ok(Broadcast::Revocations(more)) => others.extend_from_slice(&more),
                         Ok(other) => {
                             self.received.push_back(other);
                             break;
@@ -261,7 +262,11 @@ impl Subscription {
                         }
                     }
                 }
-                Ok(self.revocations(&batch))
+                if others.is_empty() {
+                    return Ok(self.revocations(&first));
+                }
+                let all: Vec<Retained> = first.iter().cloned().chain(others).collect();
+                Ok(self.revocations(&all))
             }
             Broadcast::Reached(cursor) => {
                 // Sent with the heartbeat that follows.

@@ -70,21 +70,20 @@ impl CookieCredentials {
             found.retain(|project| named.as_bytes() == project.as_str().as_bytes());
         }
         let is_same_origin = fetch_headers(metadata, extensions).is_same_origin();
-        let (mut projects, mut unknown): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|project| app.knows_project(project));
+        let (known, mut unknown): (Vec<_>, Vec<_>) = found.into_iter().partition(|project| app.knows_project(project));
+        let read = |projects: Vec<(ProjectId, CookiePolicy)>| {
+            let cookies = |(project, policy): (ProjectId, CookiePolicy)| {
+                let cookies = RequestCookies::read(headers.clone(), &project, &policy.scope).map_err(too_large);
+                cookies.map(|cookies| (!cookies.is_empty()).then_some((project, policy, cookies))).transpose()
+            };
+            projects.into_iter().filter_map(cookies).collect::<Result<Vec<_>, Status>>()
+        };
+        let mut of_projects = read(app.cookie_policies(known))?;
+        // Only if nothing else counts: a lookup may wait, and anyone can plant such a cookie. And another origin's request is refused
+        // whatever it finds.
         unknown.truncate(UNKNOWN_MAX);
-        // Another origin's request is refused whatever a lookup finds.
-        if is_same_origin && !unknown.is_empty() {
-            app.find_projects(&unknown).await.map_err(status::of)?;
-            projects.append(&mut unknown);
-        }
-        let mut of_projects = vec![];
-        for project in projects {
-            let Some(policy) = app.cookie_policy(&project).await.map_err(status::of)? else { continue };
-            let cookies = RequestCookies::read(headers.clone(), &project, &policy.scope).map_err(too_large)?;
-            if !cookies.is_empty() {
-                of_projects.push((project, policy, cookies));
-            }
+        if of_projects.is_empty() && is_same_origin && !unknown.is_empty() {
+            of_projects = read(app.find_cookie_policies(unknown).await.map_err(status::of)?)?;
         }
         if of_projects.is_empty() {
             return Ok(None);

@@ -5,6 +5,7 @@
 //! subscribers.
 
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -22,6 +23,7 @@ use crate::pb;
 use crate::pb::revocation::Ended as WireEnded;
 use crate::pb::watch_revocations_response::Event;
 use crate::store::PublishedRevocation;
+use crate::telemetry::LogLimiter;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::SessionId;
 use sessiond_core::session::Refusal;
@@ -138,6 +140,9 @@ async fn forward(
     }
 }
 
+/// Limits the log lines about kinds that subscribers do not understand.
+static KINDS_LOG: LazyLock<LogLimiter> = LazyLock::new(LogLimiter::default);
+
 /// Encodes the messages for one subscriber.
 struct Encoder {
     accepts: Accepts,
@@ -220,12 +225,14 @@ impl Encoder {
     }
 
     fn log(&mut self, kind: Kind) {
-        if let Some(key) = self.key.filter(|_| !std::mem::replace(&mut self.has_logged, true)) {
+        if let Some(key) = self.key.filter(|_| !std::mem::replace(&mut self.has_logged, true))
+            && let Some(suppressed) = KINDS_LOG.admit()
+        {
             let kind = kind.name();
             tracing::warn!(
-                %key, kind,
+                %key, kind, suppressed,
                 "a subscriber does not understand a kind of revocation, and cannot decide on the tokens concerned: upgrade it \
-                 (logged once per stream)"
+                 (logged once per stream, and every 10 s at most)"
             );
         }
     }

@@ -9,6 +9,7 @@ use std::{
     convert::Infallible,
     env,
     error::Error,
+    io::Write as _,
     net::SocketAddr,
     sync::{
         Arc,
@@ -18,6 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use futures_util::StreamExt as _;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
@@ -36,6 +38,7 @@ type Body = BoxBody<Bytes, Infallible>;
 type Sender = http2::SendRequest<Body>;
 
 const ATTACKER: &str = "127.0.0.2";
+const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 const OTHERS: &str = "127.0.0.1";
 /// The bound of every wait.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -86,6 +89,12 @@ enum Attack {
     Bodies,
     /// Bodies with very many small elements.
     Pieces,
+    /// Calls of a hundred compressed messages, each of a million elements.
+    Frames,
+    /// Watches of the health, which nobody reads.
+    Watches,
+    /// Connections, each closed at once.
+    Connections,
     /// Many concurrent cut-offs of one user.
     CutOffs,
     /// Unknown projects and keys.
@@ -95,12 +104,15 @@ enum Attack {
 }
 
 impl Attack {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::Heads,
         Self::Idlers,
         Self::Holders,
         Self::Bodies,
         Self::Pieces,
+        Self::Frames,
+        Self::Watches,
+        Self::Connections,
         Self::CutOffs,
         Self::Names,
         Self::LockedRow,
@@ -113,6 +125,9 @@ impl Attack {
             Self::Holders => "all connections held",
             Self::Bodies => "endless bodies",
             Self::Pieces => "bodies of 65,000 labels",
+            Self::Frames => "compressed messages",
+            Self::Watches => "watches of the health",
+            Self::Connections => "new connections",
             Self::CutOffs => "cut-offs of one user",
             Self::Names => "unknown projects and keys",
             Self::LockedRow => "a locked row",
@@ -263,7 +278,7 @@ impl Target {
                 for n in 0..17 {
                     let mut sender = self.connect(ATTACKER).await?;
                     let path = match n % 2 {
-                        0 => "/envoy.service.auth.v3.Authorization/Check",
+                        0 => CHECK,
                         _ => "/grpc.health.v1.Health/Check",
                     };
                     for _ in 0..248 {
@@ -345,6 +360,61 @@ impl Target {
                     })
                     .await;
                 Ok(format!("{sent} sent"))
+            }
+            Attack::Frames => {
+                let mut encoder = GzEncoder::new(vec![], Compression::best());
+                encoder.write_all(&[0x0a, 0].repeat(1 << 20))?;
+                let message = encoder.finish()?;
+                let length = u32::try_from(message.len())?.to_be_bytes();
+                let body = Bytes::from([&[1], length.as_slice(), &message].concat().repeat(100));
+                let sent = self
+                    .repeat(8, &stop, move |target| {
+                        let body = body.clone();
+                        async move {
+                            let mut sender = target.connect(ATTACKER).await?;
+                            for path in ["/sessiond.v1.SessionService/RevokeCurrent", CHECK] {
+                                let mut request = call(target.addr, path)?.map(|_| full(body.clone()));
+                                request.headers_mut().insert("grpc-encoding", "gzip".parse()?);
+                                sender.ready().await?;
+                                timeout(PATIENCE, sender.send_request(request)).await??;
+                            }
+                            Ok(true)
+                        }
+                    })
+                    .await;
+                Ok(format!("{} sent", sent * 2))
+            }
+            Attack::Watches => {
+                let mut held = vec![];
+                for n in 0..50 {
+                    let Ok(mut sender) = self.connect(ATTACKER).await else { continue };
+                    for _ in 0..200 {
+                        if sender.ready().await.is_err() {
+                            break;
+                        }
+                        let watch =
+                            call(self.addr, "/grpc.health.v1.Health/Watch")?.map(|_| full(Bytes::from_static(&[0; 5])));
+                        tokio::spawn(sender.send_request(watch));
+                    }
+                    held.push(sender);
+                    if !goes_on() {
+                        return Ok(format!("{} watches", (n + 1) * 200));
+                    }
+                }
+                until_stopped().await;
+                Ok("10,000 watches".to_owned())
+            }
+            Attack::Connections => {
+                let sent = self
+                    .repeat(16, &stop, |target| async move {
+                        let socket = TcpSocket::new_v4()?;
+                        socket.bind(format!("{ATTACKER}:0").parse()?)?;
+                        socket.set_zero_linger()?;
+                        drop(socket.connect(target.addr).await?);
+                        Ok(true)
+                    })
+                    .await;
+                Ok(format!("{sent} opened"))
             }
             Attack::CutOffs => {
                 let mut sender = self.connect(OTHERS).await?;

@@ -164,7 +164,8 @@ async fn the_time_that_a_body_took_is_subtracted_from_the_deadline() {
     assert_eq!(send(&layer, &service, request).await.0, 404);
     let left = service.calls.lock().unwrap()[0].0["grpc-timeout"].to_str().unwrap().to_owned();
     let left: u64 = left.strip_suffix('u').unwrap().parse().unwrap();
-    assert!(left <= 4_980_000, "{left} µs");
+    // Half of it: the body may have begun to wait before the layer did.
+    assert!(left <= 4_990_000, "{left} µs");
 }
 
 #[tokio::test]

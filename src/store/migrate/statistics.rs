@@ -1,6 +1,6 @@
 //! The planner's statistics after a migration.
 //!
-//! Building a key records how many rows a table has, but nothing about its columns. Until autovacuum analyses the table, which may
+//! Building an index records how many rows a table has, but nothing about its columns. Until autovacuum analyses the table, which may
 //! take a minute, statements are planned by default assumptions, and a sign-out can take a second.
 
 use tokio_postgres::Client;
@@ -18,22 +18,27 @@ impl Store {
     ///
     /// Only logs a failure, because autovacuum does the same later.
     pub(super) async fn analyze(&self) {
-        let connected = self.target.connect_alone().await;
-        let outcome = match &connected {
-            Ok(opened) => analyze_all(&opened.client).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
+        let client = match self.target.connect_alone().await {
+            Ok(opened) => opened.client,
+            Err(error) => {
+                tracing::warn!(%error, "cannot analyse the tables; statements may be slow until autovacuum does");
+                return;
+            }
         };
-        if let Err(error) = outcome {
-            tracing::warn!(error, "cannot analyse the tables; statements may be slow until autovacuum does");
+        for table in TABLES {
+            if let Err(error) = analyze(&client, table).await {
+                let _ = client.batch_execute("ROLLBACK").await;
+                tracing::warn!(%error, table, "cannot analyse a table; statements may be slow until autovacuum does");
+            }
         }
     }
 }
 
-async fn analyze_all(client: &Client) -> Result<(), tokio_postgres::Error> {
-    for table in TABLES {
-        if last_value(client, &format!("SELECT EXISTS (SELECT FROM {table})")).await?.as_deref() == Some("t") {
-            client.batch_execute(&format!("{BEGIN}; {SETTINGS}; ANALYZE {table}; COMMIT")).await?;
-        }
+async fn analyze(client: &Client, table: &str) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute(&format!("{BEGIN}; {SETTINGS}")).await?;
+    let has_rows = last_value(client, &format!("SELECT EXISTS (SELECT FROM {table})")).await?;
+    if has_rows.as_deref() == Some("t") {
+        client.batch_execute(&format!("ANALYZE {table}")).await?;
     }
-    Ok(())
+    client.batch_execute("COMMIT").await
 }
