@@ -272,8 +272,8 @@ func (reader *streamReader) apply(m object, at time.Duration) (streamEnd, error)
 // replica because of the age.
 func (reader *streamReader) isStale(age, at time.Duration) bool {
 	leaves := reader.progress.shouldLeave(age, at, reader.feed)
-	// A set that is in use is at least as recent as what a stale replica knows.
-	if !leaves {
+	// A stale replica may know less than the set that is in use has.
+	if before, isComplete := reader.feed.revocations.age(reader.feed.time); !leaves || !isComplete || age <= before {
 		reader.useSnapshot()
 	}
 	// The set is at least as recent as it was before this stream, unless the stream has replaced it.

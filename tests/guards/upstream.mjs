@@ -113,6 +113,7 @@ const { signal } = closing.watch(phone.access_token);
 assert.equal(signal.aborted, false);
 closing.close();
 assert.equal(signal.reason.reason, "VERIFICATION_UNAVAILABLE");
+assert.equal(closing.watch(phone.access_token).signal.aborted, true);
 console.log("guards, traces: each passes traceparent and tracestate on when it asks about a token, and nothing else");
 relay.close();
 await server.stop();

@@ -315,8 +315,8 @@ impl<'a> StreamReader<'a> {
                 let stream_age = heartbeat.stream_age_ms.map(|millis| millis.try_into().unwrap_or(0));
                 let age = age + self.delay.of_heartbeat(at, stream_age.map(Duration::from_millis));
                 let leaves = progress.stale.should_leave(age, at);
-                // A set that is in use is at least as recent as what a stale replica knows.
-                if !leaves {
+                // A stale replica may know less than the set that is in use has.
+                if !leaves || guard.revocations.age(&guard.time).is_none_or(|before| age <= before) {
                     previous = self.use_snapshot(progress);
                 }
                 // The set is at least as recent as it was before this stream, unless the stream has replaced it.

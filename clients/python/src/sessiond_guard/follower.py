@@ -207,8 +207,9 @@ class StreamReader:
         replica because of the age."""
         feed = self._feed
         leaves = self._progress.should_leave(age, at, feed)
-        # A set that is in use is at least as recent as what a stale replica knows.
-        if not leaves:
+        # A stale replica may know less than the set that is in use has.
+        before = feed.revocations.age(feed.time)
+        if not leaves or before is None or age <= before:
             self._use_snapshot()
         # The set is at least as recent as it was before this stream, unless the stream has replaced it.
         if not leaves or self._has_new_snapshot:

@@ -243,8 +243,8 @@ export class StreamReader {
      */
     #isStale(age: number, at: number, time: Time): boolean {
         const leaves = this.#progress.shouldLeave(age, at, this.#feed);
-        // A set that is in use is at least as recent as what a stale replica knows.
-        if (!leaves) this.#useSnapshot();
+        // A stale replica may know less than the set that is in use has.
+        if (!leaves || age <= (this.#feed.revocations.age(time) ?? Infinity)) this.#useSnapshot();
         // The set is at least as recent as it was before this stream, unless the stream has replaced it.
         if (!leaves || this.#hasNewSnapshot) this.#feed.revocations.setAge(time, age);
         return leaves;

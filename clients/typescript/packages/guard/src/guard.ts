@@ -326,6 +326,7 @@ export class Guard {
         const controller = new AbortController();
         const decision = this.#decideNow(token);
         if (decision instanceof Refusal) controller.abort(decision);
+        else if (this.#closed.signal.aborted) controller.abort(Refusal.unavailable("no_feed"));
         const session = decision instanceof Refusal ? "" : decision.sessionId;
         const watch: Watch = { token, controller };
         const stop = () => {
