@@ -205,7 +205,9 @@ async fn a_media_type_is_accepted_in_any_case_and_with_parameters() {
 async fn an_unsupported_grpc_media_type_is_a_415_without_effect() {
     let service = Service::start().await;
     let phone = service.sign_in("ada", "phone").await;
-    for content_type in ["application/grpc+json", "application/grpc-web+thrift", "application/grpc-web-json"] {
+    for content_type in
+        ["application/grpc+json", "application/grpc-web+thrift", "application/grpc-web-json", "application/grpc x"]
+    {
         for http2 in [false, true] {
             let headers = both(bearer(&phone.access_token), header("content-type", content_type));
             let (method, body) = (Method::POST, Bytes::from_static(&[0; 5]));

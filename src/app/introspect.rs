@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::LazyLock;
 
+use futures_util::StreamExt as _;
 use tokio::sync::Semaphore;
 
 use super::App;
@@ -35,6 +36,9 @@ pub const TOKENS_MAX: usize = 1_000;
 
 /// How many signatures one blocking task checks: a few milliseconds of work.
 const SIGNATURES_AT_ONCE: usize = 32;
+
+/// How many of them wait for a thread at a time for one request.
+const CHUNKS_AT_ONCE: usize = 2;
 
 /// How many of these tasks run at a time, whoever asks: a verifier may ask about a thousand made-up tokens again and again, and
 /// half of the processors are for everybody else.
@@ -136,7 +140,9 @@ impl App {
                 checked.await.expect("the task neither panics nor is cancelled")
             }
         });
-        futures_util::future::join_all(chunks).await.into_iter().flatten().collect()
+        // A few at a time, so that requests take turns.
+        let checked: Vec<Vec<TokenKind>> = futures_util::stream::iter(chunks).buffered(CHUNKS_AT_ONCE).collect().await;
+        checked.into_iter().flatten().collect()
     }
 
     /// Classifies one token, and checks its signature with the keys of a snapshot.

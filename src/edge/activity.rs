@@ -25,8 +25,8 @@ use tokio::time::Instant;
 
 use super::lifetime::Lifetimes;
 
-/// How long a client may take to read one frame of a response. hyper keeps what was handed over; on HTTP/2 a client can leave it
-/// there without ceasing to answer pings.
+/// How long a client may take to read one piece of a response. hyper keeps what was handed over; on HTTP/2 a client can leave it
+/// there without ceasing to answer pings. Only the response is given up: a proxy has many clients on one connection.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
 
 /// How many bytes are handed over at once: no more than one piece of a response is kept for a client that reads nothing.
@@ -72,8 +72,8 @@ struct ActivityState {
     /// Since when no request is open.
     idle_since: Instant,
     version: Option<Version>,
-    /// Since when a response's frame has waited for the client to read it, by an arbitrary number: the first is the oldest.
-    unread: BTreeMap<u64, Instant>,
+    /// What waits for the client to read it, by an arbitrary number: the first has waited longest.
+    unread: BTreeMap<u64, WaitingRest>,
     unread_next: u64,
     /// When the first byte since then was received.
     first_byte: Option<Instant>,
@@ -186,9 +186,11 @@ impl Activity {
 
     /// Decides what to do with the connection now.
     pub(super) fn evaluate(&self, now: Instant, lifetimes: Lifetimes) -> ConnectionFate {
-        let state = self.state();
-        if state.unread.first_key_value().is_some_and(|(_, since)| now >= *since + UNREAD_MAX) {
-            return ConnectionFate::Abort("unread");
+        let mut state = self.state();
+        while let Some(oldest) = state.unread.first_entry()
+            && now >= oldest.get().since + UNREAD_MAX
+        {
+            oldest.remove().rest.give_up();
         }
         if let Some(leaving) = state.leaving {
             return match state.open {
@@ -223,14 +225,15 @@ impl Activity {
         }
     }
 
-    /// Records that a frame waits for the client to read it, until the value is dropped.
-    fn begin_unread(&self) -> UnreadFrame {
+    /// Records that the rest of a frame waits for the client to read it, until the value is dropped.
+    fn begin_unread(&self, bytes: Bytes) -> UnreadRest {
+        let rest = SharedRest(Arc::new(Mutex::new(Some(bytes))));
         let mut state = self.state();
         let number = state.unread_next;
         state.unread_next += 1;
-        state.unread.insert(number, Instant::now());
+        state.unread.insert(number, WaitingRest { since: Instant::now(), rest: rest.clone() });
         drop(state);
-        UnreadFrame { activity: self.clone(), number }
+        UnreadRest { activity: self.clone(), number, rest }
     }
 
     fn read(&self) {
@@ -321,7 +324,7 @@ pub(super) struct OpenBody {
     open: Option<OpenRequest>,
     activity: Activity,
     /// The rest of a frame.
-    rest: Option<(Bytes, UnreadFrame)>,
+    rest: Option<UnreadRest>,
 }
 
 impl OpenBody {
@@ -330,22 +333,42 @@ impl OpenBody {
         Self { body, open, activity, rest: None }
     }
 
-    /// The next piece of the rest of a frame.
-    fn piece(&mut self) -> Option<Frame<Bytes>> {
-        let (mut bytes, unread) = self.rest.take()?;
+    /// The next piece of a frame; the rest waits.
+    fn piece(&mut self, mut bytes: Bytes) -> Frame<Bytes> {
         let piece = bytes.split_to(PIECE.min(bytes.len()));
-        self.rest = (!bytes.is_empty()).then_some((bytes, unread));
-        Some(Frame::data(piece))
+        self.rest = (!bytes.is_empty()).then(|| self.activity.begin_unread(bytes));
+        Frame::data(piece)
     }
 }
 
-/// A frame that waits for the client to read it.
-struct UnreadFrame {
-    activity: Activity,
-    number: u64,
+/// The rest of a frame, until it is given up.
+#[derive(Clone)]
+struct SharedRest(Arc<Mutex<Option<Bytes>>>);
+
+impl SharedRest {
+    fn get(&self) -> Option<Bytes> {
+        self.0.lock().expect("no one panics while holding it").clone()
+    }
+
+    fn give_up(&self) {
+        *self.0.lock().expect("no one panics while holding it") = None;
+    }
 }
 
-impl Drop for UnreadFrame {
+/// The rest of a frame, and since when it has waited.
+struct WaitingRest {
+    since: Instant,
+    rest: SharedRest,
+}
+
+/// The rest of a frame that waits for the client to read it.
+struct UnreadRest {
+    activity: Activity,
+    number: u64,
+    rest: SharedRest,
+}
+
+impl Drop for UnreadRest {
     fn drop(&mut self) {
         self.activity.state().unread.remove(&self.number);
     }
@@ -359,16 +382,16 @@ impl http_body::Body for OpenBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if let Some(piece) = self.piece() {
-            return Poll::Ready(Some(Ok(piece)));
+        if let Some(unread) = self.rest.take() {
+            let late = || axum::Error::new(io::Error::from(io::ErrorKind::TimedOut));
+            return Poll::Ready(Some(unread.rest.get().map(|rest| self.piece(rest)).ok_or_else(late)));
         }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         match frame {
             None => self.open = None,
             Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data.len() > PIECE) => {
                 let data = frame.into_data().unwrap_or_default();
-                self.rest = Some((data, self.activity.begin_unread()));
-                return Poll::Ready(self.piece().map(Ok));
+                return Poll::Ready(Some(Ok(self.piece(data))));
             }
             Some(_) => {}
         }
@@ -381,7 +404,7 @@ impl http_body::Body for OpenBody {
 
     fn size_hint(&self) -> SizeHint {
         let hint = self.body.size_hint();
-        let rest = self.rest.as_ref().map_or(0, |(bytes, _)| bytes.len() as u64);
+        let rest = self.rest.as_ref().and_then(|unread| unread.rest.get()).map_or(0, |rest| rest.len() as u64);
         match hint.exact() {
             Some(exact) => SizeHint::with_exact(exact + rest),
             None => hint,
@@ -502,7 +525,7 @@ mod tests {
     async fn requests_that_never_arrive_do_not_make_a_connection_busy() {
         let activity = Activity::new();
         let begun = Instant::now();
-        for _ in 0..5 {
+        for _ in 0..10 {
             // Abandoned, in either order.
             let (open, receiving) = activity.begin(Version::HTTP_2);
             drop((receiving, open));
@@ -555,11 +578,16 @@ mod tests {
             assert_eq!(piece.len(), length);
             read.extend_from_slice(&piece);
             assert_eq!(body.size_hint().exact(), Some((frame.len() - read.len()) as u64));
-            let fate = activity.evaluate(after(31), LIFETIMES);
-            assert_eq!(fate == ConnectionFate::Abort("unread"), !body.is_end_stream(), "{fate:?}");
+            activity.evaluate(after(29), LIFETIMES);
         }
         assert_eq!(read, frame);
         assert!(body.is_end_stream() && body.frame().await.is_none());
+        let mut late = OpenBody::new(frame.into(), None, activity.clone());
+        late.frame().await.expect("is there").expect("is whole");
+        let fate = activity.evaluate(after(31), LIFETIMES);
+        assert!(matches!(fate, ConnectionFate::Keep(_)), "others may use the connection: {fate:?}");
+        assert!(activity.state().unread.is_empty() && !late.is_end_stream());
+        late.frame().await.expect("an end").expect_err("it was given up");
         // Small ones are not held up.
         let mut small = OpenBody::new(vec![7; PIECE].into(), None, activity.clone());
         small.frame().await.expect("is there").expect("is whole");

@@ -86,9 +86,10 @@ const SMALL_BYTES_MAX: usize = 128 * 1024;
 /// cost the server, and itself, as much as the machine can do.
 const REFUSAL_DELAY: Duration = Duration::from_millis(100);
 
-/// How many responses without an end an address may have open, and all together. Each takes kilobytes.
-const ADDRESS_ENDLESS_MAX: usize = 64;
-const ENDLESS_MAX: usize = 1_024;
+/// How many responses without an end may be open: as many as connections, and at least this many; and of an address a sixty-fourth
+/// of that, and at least this many. Each takes some 10 kB.
+const ENDLESS_MIN: usize = 1_024;
+const ADDRESS_ENDLESS_MIN: usize = 64;
 
 /// The most bytes of questions in one reflection stream: enough to ask about every file of ours by name. The answer to one may be a
 /// thousand times as long.
@@ -108,8 +109,8 @@ impl AdmissionControl {
             body_bytes_max: limits.body_bytes_max,
             budget: Budget::new(limits.arriving_bytes_max),
             in_progress: InProgress::new(limits.address_requests_max()),
-            endless: InProgress::new(ADDRESS_ENDLESS_MAX),
-            endless_slots: Arc::new(Semaphore::new(ENDLESS_MAX)),
+            endless: InProgress::new((limits.connections_max / 64).max(ADDRESS_ENDLESS_MIN)),
+            endless_slots: Arc::new(Semaphore::new(limits.connections_max.max(ENDLESS_MIN))),
             delayed: InProgress::new(DELAYED_MAX),
         }))
     }

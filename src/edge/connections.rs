@@ -98,14 +98,14 @@ impl ConnectionTable {
         let own = state.addresses.entry(ip).or_default();
         if !is_trusted {
             let leaving = own.values().filter(|activity| activity.is_leaving()).count();
-            if own.len() - leaving >= self.address_max {
-                longest_waiting(own.values(), now)?.1.evict();
-                self.count(|metrics| metrics.connection_closed("share"));
-            }
             // Those that leave hold their slots, as long as their clients like: at most as many again.
             if leaving >= self.address_max {
                 let lingering = own.values().filter_map(|activity| Some((activity.lingers_since()?, activity)));
                 lingering.min_by_key(|(since, _)| *since)?.1.abort();
+            }
+            if own.len() - leaving >= self.address_max {
+                longest_waiting(own.values(), now)?.1.evict();
+                self.count(|metrics| metrics.connection_closed("share"));
             }
         }
         let activity = Activity::new();

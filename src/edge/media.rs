@@ -33,17 +33,18 @@ enum Framing {
 }
 
 impl Framing {
-    /// Parses the essence of a media type; `None` if it is not gRPC's.
-    fn of(essence: &str) -> Option<Self> {
-        let essence = essence.trim().to_ascii_lowercase();
-        let rest = essence.strip_prefix("application/grpc")?;
+    /// Parses a media type without its parameters; `None` if it is not gRPC's. Whatever another reader could take for gRPC's is at
+    /// least [`Framing::Unknown`]: inner layers must see no call that was not admitted as one.
+    fn of(essence: &[u8]) -> Option<Self> {
+        let essence = essence.trim_ascii().to_ascii_lowercase();
+        let rest = essence.strip_prefix(b"application/grpc")?;
         match rest {
-            "" | "+proto" => Some(Self::Grpc),
-            "-web" | "-web+proto" => Some(Self::GrpcWeb),
-            "-web-text" | "-web-text+proto" => Some(Self::GrpcWebText),
-            _ if rest.starts_with(['+', '-']) => Some(Self::Unknown),
+            b"" | b"+proto" => Some(Self::Grpc),
+            b"-web" | b"-web+proto" => Some(Self::GrpcWeb),
+            b"-web-text" | b"-web-text+proto" => Some(Self::GrpcWebText),
             // A different word with the same beginning.
-            _ => None,
+            [b'a'..=b'z' | b'0'..=b'9', ..] => None,
+            _ => Some(Self::Unknown),
         }
     }
 
@@ -64,9 +65,9 @@ impl Framing {
     }
 }
 
-/// The type without its parameters; empty for a value that is not text.
-fn essence(value: &HeaderValue) -> &str {
-    value.to_str().unwrap_or_default().split(';').next().unwrap_or_default()
+/// The type without its parameters.
+fn essence(value: &HeaderValue) -> &[u8] {
+    value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default()
 }
 
 /// Whether a request's message is framed as gRPC or grpc-web, according to [`normalize`].
@@ -140,7 +141,8 @@ pub(super) fn normalize(request: &mut Request) -> Result<(), Response> {
 /// The grpc-web framing that the client accepts. `None` if it names none; the response then has the request's framing.
 fn accepted(headers: &HeaderMap) -> Option<Framing> {
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let ranges = values.flat_map(|value| value.split(',')).filter_map(|range| Framing::of(range.split(';').next()?));
+    let ranges =
+        values.flat_map(|value| value.split(',')).filter_map(|range| Framing::of(range.split(';').next()?.as_bytes()));
     ranges.into_iter().find(|framing| matches!(framing, Framing::GrpcWeb | Framing::GrpcWebText))
 }
 
@@ -173,6 +175,10 @@ mod tests {
             ("application/grpc+json", Some(Framing::Unknown)),
             ("application/grpc-web+thrift", Some(Framing::Unknown)),
             ("application/grpc-webx", Some(Framing::Unknown)),
+            ("application/grpc x", Some(Framing::Unknown)),
+            ("application/grpc,x", Some(Framing::Unknown)),
+            ("application/grpc_x", Some(Framing::Unknown)),
+            ("\tapplication/grpc\t;x", Some(Framing::Grpc)),
             ("application/grpcfoo", None),
             ("application/json", None),
             ("", None),
@@ -180,6 +186,13 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
             assert_eq!(Framing::of_content(&headers), expected, "{value}");
+        }
+        for (value, expected) in
+            [(b"application/grpc;\xff", Framing::Grpc), (b"application/grpc\xff;", Framing::Unknown)]
+        {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_bytes(value).expect("a value"));
+            assert_eq!(Framing::of_content(&headers), Some(expected));
         }
         let mut both = HeaderMap::new();
         both.append(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -30,8 +30,9 @@ use crate::pb;
 /// The most elements of a message, those of messages in it included: several times what any of ours may have.
 pub(super) const ELEMENTS_MAX: usize = 8_192;
 
-/// The same for the call of a proxy, which is mostly the headers of a request. Envoy passes on 100 by default.
-const CHECK_ELEMENTS_MAX: usize = 1_024;
+/// The same for the call of a proxy, which is mostly the headers of a request, each of three elements: an entry, a name and a value.
+/// Envoy passes on 100 headers by default.
+const CHECK_ELEMENTS_MAX: usize = 4_096;
 
 /// How deep messages may be in each other, as in prost, which rejects deeper ones.
 const DEPTH_MAX: usize = 100;
@@ -236,11 +237,11 @@ mod tests {
         }
         // attributes.request.http.header_map.headers
         let check = |headers: usize| {
-            let map = vec![field(1, b""); headers].concat();
+            let map = vec![field(1, &[field(1, b"cookie"), field(2, b"a=1")].concat()); headers].concat();
             frame(0, &field(1, &field(4, &field(2, &field(13, &map)))))
         };
-        assert!(result(CHECK, check(1_000)).is_ok());
-        assert_eq!(result(CHECK, check(CHECK_ELEMENTS_MAX)), Err(OpenError::Undecodable));
+        assert!(result(CHECK, check(1_300)).is_ok());
+        assert_eq!(result(CHECK, check(1_400)), Err(OpenError::Undecodable));
         // Strings have no elements in them.
         assert!(result(CREATE, frame(0, &field(1, &vec![0x0a; 100_000]))).is_ok());
         for tag in [0x0a, 0x20] {

@@ -21,7 +21,7 @@ use sessiond_core::session::revoked::RevocationTarget;
 pub(super) type Second = u32;
 
 /// The most entries that one page looks at: most of them may be of other projects, and the feed waits meanwhile.
-const SCAN_MAX: usize = 4_096;
+const SCAN_MAX: usize = 16_384;
 
 /// The most entries of a chunk, and so the most that one insertion moves.
 const CHUNK: usize = 256;
@@ -514,10 +514,10 @@ mod tests {
     #[test]
     fn a_page_looks_at_a_bounded_number_of_other_projects_entries() {
         let mut backlog = Backlog::default();
-        for seq in 1..=10_000 {
+        for seq in 1..=40_000 {
             backlog.insert(&revocation(seq, 2), 10);
         }
-        let last = revocation(10_001, 5);
+        let last = revocation(40_001, 5);
         backlog.insert(
             &PublishedRevocation { place: FeedPlace { writer: WriterId::from_number(2), ..last.place }, ..last },
             10,

@@ -79,8 +79,8 @@ impl CookieCredentials {
             projects.into_iter().filter_map(cookies).collect::<Result<Vec<_>, Status>>()
         };
         let mut of_projects = read(app.cookie_policies(known))?;
-        // Only if nothing else counts: a lookup may wait, and anyone can plant such a cookie. And another origin's request is refused
-        // whatever it finds.
+        // Only if nothing else counts: a lookup may wait, and anyone can plant such a cookie. So for the seconds until this replica
+        // knows a new project, its cookies do not count beside another's. And another origin's request is refused whatever is found.
         unknown.truncate(UNKNOWN_MAX);
         if of_projects.is_empty() && is_same_origin && !unknown.is_empty() {
             of_projects = read(app.find_cookie_policies(unknown).await.map_err(status::of)?)?;
