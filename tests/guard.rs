@@ -878,6 +878,7 @@ async fn an_incomplete_snapshot_changes_nothing() {
 
     // A complete one replaces everything known.
     stream.snapshot(&[&second], "two");
+    stream.heartbeat(0);
     eventually("forgotten", async || guard.verify_now(&one).is_ok()).await;
     assert_eq!(guard.verify_now(&other), Err(Rejection::SessionRevoked));
 }

@@ -408,7 +408,7 @@ async fn a_message_with_too_many_elements_is_refused_over_grpc_too() {
     };
     let create = "/sessiond.v1.SessionService/CreateSession";
     // Field 15 is unknown: nothing but the number of elements is wrong with the second.
-    for (count, reason) in [(8_000, "CREDENTIALS_MISSING"), (9_000, "SCHEMA_ERROR")] {
+    for (count, reason) in [(24_000, "CREDENTIALS_MISSING"), (25_000, "SCHEMA_ERROR")] {
         let headers = header("content-type", "application/grpc");
         let answer = service.wires.http2(Method::POST, create, headers, of([0x7a, 0].repeat(count))).await;
         let status = tonic::Status::from_header_map(answer.headers()).expect("a status");

@@ -27,8 +27,11 @@ use super::class;
 use super::media;
 use crate::pb;
 
-/// The most elements of a message, those of messages in it included: several times what any of ours may have.
-pub(super) const ELEMENTS_MAX: usize = 8_192;
+/// The most members and elements of a JSON body: several times what any of our messages may have.
+pub(super) const JSON_ELEMENTS_MAX: usize = 8_192;
+
+/// The same for a message, those of messages in it included. A member of a map is three: an entry, a key and a value.
+const ELEMENTS_MAX: usize = 3 * JSON_ELEMENTS_MAX;
 
 /// The same for the call of a proxy, which is mostly the headers of a request, each of three elements: an entry, a name and a value.
 /// Envoy passes on 100 headers by default.

@@ -113,7 +113,7 @@ fn stack(
         .max_body_bytes(limits.body_bytes_max)
         // Bodies have arrived by then.
         .body_timeout(body::ARRIVED)
-        .max_body_elements(message::ELEMENTS_MAX)
+        .max_body_elements(message::JSON_ELEMENTS_MAX)
         // The rules refuse more labels anyway: refuse at the first one too many, without reading the rest.
         .max_field_elements("sessiond.v1.CreateSessionRequest.labels", LABELS_MAX)
         .error_domain(reason::DOMAIN)
