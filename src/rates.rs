@@ -40,6 +40,11 @@ pub const PROJECTS_MAX: usize = 8_192;
 /// The most buckets for users.
 pub const USERS_MAX: usize = 65_536;
 
+/// How many connections a second an address may open at least, and how many at once: far more than clients do, and few enough that
+/// their handshakes leave the processors free.
+const CONNECTION_RATE: u32 = 2_000;
+const CONNECTION_BURST: u32 = 4_000;
+
 /// How many slots a name can be in.
 const WAYS: usize = 8;
 
@@ -59,7 +64,7 @@ pub enum Bucket<'a> {
     SignOut(IpAddr),
     /// A client's address, for requests of proxies and verifiers.
     Verify(IpAddr),
-    /// A client's address, for new connections: as many as requests of the widest kind.
+    /// A client's address, for new connections: at least as many as requests of the widest kind.
     Connection(IpAddr),
     /// A user, at any address.
     User(&'a ProjectId, &'a UserId),
@@ -121,7 +126,6 @@ impl Limiter {
     /// Limits as configured.
     pub fn new(rates: &config::Rates, clock: Clock, metrics: Metrics) -> Self {
         let addresses = || Buckets::new(rates.address_rate, rates.address_burst, ADDRESSES_MAX);
-        let verify = || Buckets::new(rates.verify_rate, rates.verify_burst, ADDRESSES_MAX);
         let users = || Buckets::new(rates.user_rate, rates.user_burst, USERS_MAX);
         Self(Some(Arc::new(Inner {
             clock,
@@ -129,8 +133,15 @@ impl Limiter {
             hasher: RandomState::new(),
             addresses: addresses(),
             sign_outs: addresses(),
-            verify: verify(),
-            connections: verify(),
+            verify: Buckets::new(rates.verify_rate, rates.verify_burst, ADDRESSES_MAX),
+            // A tight limit on requests must not close connections, which other requests need.
+            connections: match rates.verify_rate {
+                0 => None,
+                rate => {
+                    let burst = rates.verify_burst.max(CONNECTION_BURST);
+                    Buckets::new(rate.max(CONNECTION_RATE), burst, ADDRESSES_MAX)
+                }
+            },
             users: users(),
             sessions: users(),
             projects: Buckets::new(rates.project_rate, rates.project_burst, PROJECTS_MAX),
