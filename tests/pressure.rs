@@ -397,8 +397,8 @@ async fn ask_and_acknowledge_nothing(mut stream: TcpStream, interval: Duration) 
     let mut answers = vec![0; 64 * 1024];
     for id in (1..).step_by(2) {
         // HPACK: GET, http, and two literals.
-        let head = [b"\x82\x86\x04\x08/healthz\x01\x01x".as_slice()].concat();
-        if stream.write_all(&frame(1, 5, id, &head)).await.is_err() {
+        let head = b"\x82\x86\x04\x08/healthz\x01\x01x";
+        if stream.write_all(&frame(1, 5, id, head)).await.is_err() {
             return;
         }
         let until = tokio::time::Instant::now() + interval;

@@ -20,11 +20,13 @@ pub(super) fn does_not_fit() -> Refusal {
     Refusal::invalid("claims", "must be smaller: the access token does not fit into a cookie, which holds 4096 bytes")
 }
 
+fn cookie_policy(snapshot: &Snapshot, project: &ProjectId) -> Option<CookiePolicy> {
+    let policy = snapshot.policy(project).map(|policy| &policy.cookies);
+    policy.filter(|cookies| cookies.scope.is_on()).cloned()
+}
+
 fn cookie_policies(snapshot: &Snapshot, projects: Vec<ProjectId>) -> Vec<(ProjectId, CookiePolicy)> {
-    let policy = |project: ProjectId| {
-        let policy = snapshot.policy(&project)?.cookies.clone();
-        policy.scope.is_on().then_some((project, policy))
-    };
+    let policy = |project: ProjectId| cookie_policy(snapshot, &project).map(|policy| (project, policy));
     projects.into_iter().filter_map(policy).collect()
 }
 
@@ -35,8 +37,8 @@ impl App {
     ///
     /// Fails if the policy had to be loaded and the database operation fails.
     pub async fn cookie_policy(&self, project: &ProjectId) -> Result<Option<CookiePolicy>, Error> {
-        let policies = self.find_cookie_policies(vec![project.clone()]).await?;
-        Ok(policies.into_iter().next().map(|(_, policy)| policy))
+        let snapshot = self.keys.find(project, |snapshot| snapshot.policy(project).is_some()).await?;
+        Ok(cookie_policy(&snapshot, project))
     }
 
     /// Whether this replica knows a project.

@@ -542,13 +542,10 @@ impl App {
     /// [`Refusal::UnparsableAccessToken`], [`Refusal::WrongProject`]; or if the keys had to be reloaded and the database
     /// operation fails.
     pub(super) async fn session_of_access(&self, token: &AccessToken) -> Result<(ProjectId, SessionId), Error> {
-        match self.session_by(&self.keys.snapshot(), token) {
-            Err(VerifyError::UnknownKey(id)) => {
-                let is_known = |snapshot: &Snapshot| snapshot.keyring.signing(id).is_some();
-                Ok(self.session_by(&*self.keys.find(id, is_known).await?, token)?)
-            }
-            session => Ok(session?),
-        }
+        let AccessToken(text) = token;
+        let candidate = self.verifier.read(text)?;
+        let key = self.key_of(candidate.key()).await?;
+        Ok(self.verifier.verify_session(candidate, key.verifying())?)
     }
 
     /// As [`App::session_of_access`], by the keys of a snapshot.

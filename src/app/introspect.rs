@@ -40,8 +40,8 @@ const SIGNATURES_AT_ONCE: usize = 32;
 /// How many of them wait for a thread at a time for one request.
 const CHUNKS_AT_ONCE: usize = 2;
 
-/// How many of these tasks run at a time, whoever asks: a verifier may ask about a thousand made-up tokens again and again, and
-/// half of the processors are for everybody else.
+/// How many of these tasks run at a time, for all callers together: at most half of the processors check signatures, even if a
+/// verifier asks about made-up tokens without end.
 static SIGNATURES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     Arc::new(Semaphore::new(processors.div_ceil(2)))
@@ -94,8 +94,8 @@ impl App {
         let (tokens, now) = (Arc::new(tokens), self.clock.now());
         let mut snapshot = self.keys.snapshot();
         let mut kinds = self.classify_all(&snapshot, &project, &tokens, now).await;
-        let unknown = || kinds.iter().enumerate().filter_map(|(at, kind)| Some((at, kind.unknown_key()?)));
-        let (unknown, keys): (Vec<usize>, Vec<KeyId>) = unknown().unzip();
+        let unknown = kinds.iter().enumerate().filter_map(|(at, kind)| Some((at, kind.unknown_key()?)));
+        let (unknown, keys): (Vec<usize>, Vec<KeyId>) = unknown.unzip();
         if !unknown.is_empty() {
             // A key missing after this reload does not exist, or did not when the request came.
             snapshot = self.keys.find_all(keys, |snapshot, key| snapshot.has_key(*key)).await?;

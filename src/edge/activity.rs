@@ -32,7 +32,7 @@ const UNREAD_MAX: Duration = Duration::from_secs(30);
 /// How many bytes are handed over at once: no more than one piece of a response is kept for a client that reads nothing.
 const PIECE: usize = 16 * 1024;
 
-/// How many requests begin the wait anew until one is received: clients sometimes give one up.
+/// How many requests may start the wait from zero until one is received: clients cancel some.
 const BEGINNINGS: u8 = 3;
 
 /// How long a connection may take to close after the shutdown request, once no request is open.
@@ -66,8 +66,8 @@ struct ActivityState {
     received: usize,
     /// Since when there is none of those.
     waiting_since: Instant,
-    /// How many more requests begin the wait anew: a few after each that was received, or a client could begin requests without end
-    /// and never be waiting.
+    /// How many more requests start the wait from zero: a few after each that was received. A client that only begins requests would
+    /// otherwise never count as waiting.
     beginnings: u8,
     /// Since when no request is open.
     idle_since: Instant,

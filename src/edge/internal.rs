@@ -43,6 +43,9 @@ const LIFETIMES: Lifetimes = Lifetimes {
 /// How long a request may take after its head.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long to wait after a connection could not be accepted, usually for want of file descriptors.
+pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
 /// The most requests at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 1_024;
 

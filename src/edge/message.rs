@@ -44,7 +44,7 @@ const DEPTH_MAX: usize = 100;
 const FRAME_HEADER: usize = 5;
 
 /// The inputs of all methods, by path.
-static INPUTS: LazyLock<HashMap<String, MessageDescriptor>> = LazyLock::new(|| {
+pub(super) static INPUTS: LazyLock<HashMap<String, MessageDescriptor>> = LazyLock::new(|| {
     let pools = [pb::DESCRIPTOR_SET, pb::envoy::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET]
         .map(|set| DescriptorPool::decode(set).expect("the descriptors were compiled in"));
     let methods =

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 
 use super::hosts;
+use super::internal::ACCEPT_RETRY;
 use super::internal::InternalServer;
 use super::tls::ServerTls;
 use crate::app::App;
@@ -26,9 +27,6 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 const CONNECTIONS_MAX: usize = 64;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long to wait after a connection could not be accepted.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// The page, and where it is served.
 #[derive(Clone)]
@@ -63,7 +61,6 @@ impl MetricsPage {
         let server = InternalServer::new(router.layer(from_fn_with_state(names, hosts::check)), CONNECTIONS_MAX);
         loop {
             let Ok((stream, peer)) = listener.accept().await else {
-                // Most likely out of file descriptors, which passes.
                 sleep(ACCEPT_RETRY).await;
                 continue;
             };

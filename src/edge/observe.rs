@@ -1,6 +1,5 @@
 //! Counts every call by RPC, wire and code. A unary call's code is in its trailers, so the body is watched to its end.
 
-use std::collections::HashSet;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -15,7 +14,6 @@ use http::Extensions;
 use http::HeaderMap;
 use http_body::Frame;
 use http_body::SizeHint;
-use prost_reflect::DescriptorPool;
 use tokio::time::Instant;
 use tonic::Code;
 use tonic::Status;
@@ -25,8 +23,7 @@ use tower::Service;
 
 use super::grpc::GrpcRequest;
 use super::grpc::GrpcResponse;
-use crate::pb;
-use crate::pb::envoy::authorization_server;
+use super::message::INPUTS;
 use crate::rpc::status;
 use crate::rpc::status::reason_of;
 use crate::telemetry;
@@ -36,21 +33,6 @@ use crate::telemetry::request;
 use crate::telemetry::request::CallOutcome;
 use crate::telemetry::request::RequestRecord;
 use sessiond_core::session::Origin;
-
-/// The known paths. All others are counted as one, or a client could create an unbounded number of labels.
-static KNOWN: LazyLock<HashSet<String>> = LazyLock::new(|| {
-    let sets = [pb::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
-    let methods = sets.iter().flat_map(|set| {
-        let pool = DescriptorPool::decode(*set).expect("the descriptors were compiled in");
-        let paths = pool.services().flat_map(|service| {
-            service.methods().map(|method| format!("/{}/{}", service.full_name(), method.name())).collect::<Vec<_>>()
-        });
-        paths.collect::<Vec<_>>()
-    });
-    // Only partly described, so not in a published descriptor set.
-    let check = format!("/{}/Check", authorization_server::SERVICE_NAME);
-    methods.chain([check]).collect()
-});
 
 /// Applies [`Observe`].
 #[derive(Clone)]
@@ -62,14 +44,15 @@ impl ObserveLayer {
     /// Counts into these metrics.
     pub(super) fn new(metrics: Metrics) -> Self {
         // Now, not with the first request.
-        LazyLock::force(&KNOWN);
+        LazyLock::force(&INPUTS);
         Self { metrics }
     }
 
     /// Begins to observe the call of a path.
     pub(super) fn begin(&self, path: &str, extensions: &Extensions) -> ObservedCall {
         ObservedCall {
-            rpc: KNOWN.get(path).map_or("unknown", String::as_str).trim_start_matches('/'),
+            // All unknown paths are counted as one, or a client could create an unbounded number of labels.
+            rpc: INPUTS.get_key_value(path).map_or("unknown", |(path, _)| path).trim_start_matches('/'),
             wire: *extensions.get().unwrap_or(&Wire::Grpc),
             started: Instant::now(),
             metrics: self.metrics.clone(),

@@ -38,6 +38,7 @@ use tonic::Status;
 
 use super::answer::answer;
 use super::internal;
+use super::internal::ACCEPT_RETRY;
 use super::internal::InternalServer;
 use super::plain::text;
 use super::verify;
@@ -59,9 +60,6 @@ use sessiond_core::session::Refusal;
 
 /// The largest message of Envoy's: the largest access token must fit, and cookies beside it.
 const MESSAGE_BYTES_MAX: usize = 2 * internal::HEAD_BYTES_MAX;
-
-/// How long to wait after a connection could not be accepted, usually for want of file descriptors.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// How long requests in progress may take after the sidecar was told to stop.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
