@@ -77,6 +77,10 @@ impl Trust {
 #[derive(Clone, Copy)]
 pub struct TrustedPeer;
 
+/// In a request's extensions: it is a trusted proxy's own, for clients whose addresses it does not name.
+#[derive(Clone, Copy)]
+pub struct ForMany;
+
 /// The trimmed pieces between the separators, last one first. Separators in a quoted string do not count (RFC 9110 §5.6.4); an
 /// unterminated quote from the client, at the beginning, does not affect the end.
 fn pieces_from_the_end(text: &str, separator: u8) -> impl Iterator<Item = &str> {

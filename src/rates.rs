@@ -158,6 +158,17 @@ impl Limiter {
         self.apply(bucket, Buckets::charge)
     }
 
+    /// Takes more tokens out of a bucket that has just been charged, also more than it holds: what costs so much is paid for before
+    /// the next.
+    pub fn charge_also(&self, bucket: Bucket<'_>, tokens: usize) {
+        for _ in 0..tokens {
+            let _ = self.apply(bucket, |buckets, name, now| {
+                buckets.owe(name, now);
+                Ok(())
+            });
+        }
+    }
+
     /// Checks that the bucket holds a token, and takes none.
     ///
     /// For the owner that a credential names before it is verified: the owner must not be charged for forgeries, and with an
@@ -250,6 +261,13 @@ impl Buckets {
         let at = place(&set, name);
         set[at] = BucketState { name, full_at: self.after(set[at], now)? };
         Ok(())
+    }
+
+    fn owe(&self, name: u64, now: u64) {
+        let mut set = self.set(name).lock().expect("no one panics while holding it");
+        let at = place(&set, name);
+        let full_at = set[at].full_at.max(now) + self.interval;
+        set[at] = BucketState { name, full_at };
     }
 
     fn check(&self, name: u64, now: u64) -> Result<(), Empty> {

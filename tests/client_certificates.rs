@@ -90,6 +90,21 @@ fn message(answer: &str) -> String {
     answer["message"].as_str().expect("a message").to_owned()
 }
 
+/// A path through the certificates is looked for before the client has proved anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_chain_of_certificates_is_refused() {
+    let setup = Setup::new("mtls-chain", &[]).await;
+    setup.add(LOGIN, "shop", "service");
+    let own = setup.authority.client(&[LOGIN], Kind::Good);
+    let mut chain = own.certificate.clone();
+    for intermediates in 1..=4 {
+        chain.push_str(&setup.authority.issuer.pem());
+        let identity = ClientIdentity { certificate: chain.clone(), key: own.key.clone() };
+        let created = setup.create(Some(&identity), &[]);
+        assert_eq!(created.contains("access_token"), intermediates < 4, "{intermediates}: {created}");
+    }
+}
+
 /// Over HTTP/1.1 and HTTP/2, REST and gRPC; within its project and its role.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_stands_in_for_a_server_key() {

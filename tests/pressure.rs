@@ -446,21 +446,35 @@ async fn connections_that_leave_are_part_of_an_addresss_share() {
 #[tokio::test]
 async fn an_address_has_a_limit_on_responses_without_an_end() {
     const EMPTY: &[u8] = &[0; 5];
-    let service = Service::start().await;
+    let service = Service::start_with(|web, _| {
+        web.trusted_proxies = vec![sessiond::config::network("127.0.0.9").expect("an address")];
+    })
+    .await;
     let mut kept = vec![];
-    let mut open = async |from: &'static str, path: &str| {
+    let mut open_for = async |from: &'static str, client: Option<&str>, path: &str| {
         let mut sender = http2(&service, from).await;
-        let asked = post(
+        let mut asked = post(
             path,
             "application/grpc",
             if path.ends_with("/Watch") { whole(EMPTY) } else { endless(LIST_SERVICES) },
         );
+        if let Some(client) = client {
+            asked.headers_mut().insert("x-forwarded-for", client.parse().expect("a value"));
+        }
         let answer = sender.send_request(asked).await.expect("answers");
         let status = answer.headers().get("grpc-status").map(|status| status.to_str().expect("a number").to_owned());
         kept.push((sender, answer));
         status
     };
     let watch = "/grpc.health.v1.Health/Watch";
+    // Through a proxy too, whose other clients have shares of their own.
+    for number in 0..=64 {
+        let expected = (number == 64).then_some("8");
+        assert_eq!(open_for("127.0.0.9", Some("192.0.2.1"), watch).await.as_deref(), expected, "{number}");
+    }
+    assert_eq!(open_for("127.0.0.9", Some("192.0.2.2"), watch).await, None);
+    assert_eq!(open_for("127.0.0.9", None, watch).await, None, "the proxy's own");
+    let mut open = async |from: &'static str, path: &str| open_for(from, None, path).await;
     for _ in 0..60 {
         assert_eq!(open("127.0.0.2", watch).await, None);
     }
@@ -469,7 +483,7 @@ async fn an_address_has_a_limit_on_responses_without_an_end() {
     }
     assert_eq!(open("127.0.0.2", watch).await.as_deref(), Some("8"), "RESOURCE_EXHAUSTED");
     assert_eq!(open("127.0.0.3", watch).await, None);
-    assert_eq!(service.metric(r#"sessiond_requests_refused_total{class="probe",reason="endless"}"#).await, 1);
+    assert_eq!(service.metric(r#"sessiond_requests_refused_total{class="probe",reason="endless"}"#).await, 2);
     service.sign_in("ada", "phone").await.sign_out().await.expect("other requests go on");
     drop(kept);
     let mut again = http2(&service, "127.0.0.2").await;
@@ -726,7 +740,8 @@ async fn an_address_waits_for_its_refusals_and_no_other_address_does() {
     assert_eq!(ask("192.0.2.2").await.0, StatusCode::UNAUTHORIZED, "another address is not refused");
 }
 
-/// On the main port an address has a wide bucket for requests of proxies and verifiers, and a trusted proxy has none.
+/// On the main port an address has a wide bucket for requests of proxies and verifiers, also through a trusted proxy. The proxy has
+/// none if it names no client.
 #[tokio::test]
 async fn an_untrusted_address_has_a_bucket_for_verification() {
     let narrow = sessiond::config::Rates { verify_rate: 1, verify_burst: 2, ..rates() };
@@ -748,10 +763,16 @@ async fn an_untrusted_address_has_a_bucket_for_verification() {
     phone.sign_out().await.expect("a sign-out has its own");
     let trusting = Service::start_rated(narrow).await;
     let phone = trusting.sign_in("ada", "phone").await;
-    for _ in 0..10 {
-        let headers = both(header("x-forwarded-for", "192.0.2.1"), bearer(&phone.access_token));
-        assert_eq!(trusting.wires.http(Method::GET, &verify, headers, "").await.status(), StatusCode::OK);
+    let ask = async |headers| {
+        let answers = (0..10).map(|_| trusting.wires.http(Method::GET, &verify, HeaderMap::clone(&headers), ""));
+        let statuses = futures_util::future::join_all(answers).await;
+        statuses.iter().filter(|answer| answer.status() == StatusCode::OK).count()
+    };
+    for client in ["192.0.2.1", "192.0.2.2"] {
+        let admitted = ask(both(header("x-forwarded-for", client), bearer(&phone.access_token))).await;
+        assert!((2..5).contains(&admitted), "{admitted} of {client}");
     }
+    assert_eq!(ask(bearer(&phone.access_token)).await, 10);
 }
 
 /// On shutdown readiness fails at once, and busy connections are answered to the last request.

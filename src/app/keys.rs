@@ -15,6 +15,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::future::Shared;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
 
@@ -48,6 +49,9 @@ const UNKNOWN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The most names that are remembered as unknown; further ones are looked up each time.
 const UNKNOWN_MAX: usize = 16_384;
+
+/// The most callers that wait for a reload because of such a name.
+const WAITING_MAX: usize = 512;
 
 /// Why a key cannot be used. For the operator only; callers do not see it.
 #[derive(Debug, thiserror::Error)]
@@ -131,10 +135,18 @@ struct ScheduledReload {
 }
 
 /// The names that were not found, and until when they count as unknown. Keyed by a hash that is random per process.
-#[derive(Default)]
 struct Unknown {
     hasher: RandomState,
     names: Mutex<HashMap<u64, Instant>>,
+    /// A permit for each caller that waits for the next reload.
+    waiting: Semaphore,
+}
+
+impl Default for Unknown {
+    fn default() -> Self {
+        let (hasher, names) = (RandomState::default(), Mutex::default());
+        Self { hasher, names, waiting: Semaphore::new(WAITING_MAX) }
+    }
 }
 
 impl Unknown {
@@ -189,7 +201,7 @@ impl KeyCache {
     ///
     /// # Errors
     ///
-    /// As [`KeyCache::reload`].
+    /// As [`KeyCache::reload`]; also if too many wait already.
     pub async fn find(&self, name: impl Hash, has: impl Fn(&Snapshot) -> bool) -> Result<Arc<Snapshot>, super::Error> {
         self.find_all([name], |snapshot, _| has(snapshot)).await
     }
@@ -211,6 +223,10 @@ impl KeyCache {
         if missing.is_empty() {
             return Ok(snapshot);
         }
+        // Whoever waits holds a request's place, and through a proxy one client can make up any number of names.
+        let Ok(_waiting) = self.unknown.waiting.try_acquire() else {
+            return Err(store::Error::late("inventory").into());
+        };
         let snapshot = self.schedule_reload(UNKNOWN_INTERVAL).await?;
         for name in missing.iter().filter(|name| !has(&snapshot, name)) {
             self.unknown.remember(hash(name), Instant::now());

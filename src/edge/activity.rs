@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU8;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
@@ -58,6 +59,8 @@ struct ActivityRecord {
     state: Mutex<ActivityState>,
     /// Notified when the connection must make room for another.
     evicted: Notify,
+    /// How many of its address's connections are shutting down.
+    leaving: Arc<AtomicUsize>,
 }
 
 struct ActivityState {
@@ -84,7 +87,9 @@ struct ActivityState {
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
+    /// The activity of a connection that has just been accepted. `leaving` counts the connections of its address that are shutting
+    /// down.
+    pub(super) fn new(leaving: Arc<AtomicUsize>) -> Self {
         let born = Instant::now();
         let state = ActivityState {
             open: 0,
@@ -99,7 +104,7 @@ impl Activity {
             leaving: None,
             is_aborted: false,
         };
-        Self(Arc::new(ActivityRecord { born, state: Mutex::new(state), evicted: Notify::new() }))
+        Self(Arc::new(ActivityRecord { born, state: Mutex::new(state), evicted: Notify::new(), leaving }))
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, ActivityState> {
@@ -160,7 +165,14 @@ impl Activity {
 
     /// Marks it as shutting down.
     pub(super) fn leave(&self) {
-        self.state().leaving.get_or_insert_with(Instant::now);
+        self.note_leaving(&mut self.state());
+    }
+
+    fn note_leaving(&self, state: &mut ActivityState) {
+        if state.leaving.is_none() {
+            state.leaving = Some(Instant::now());
+            self.0.leaving.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Asks it to make room for another: gracefully, unless that would wait for a request whose beginning was received. Decided
@@ -168,7 +180,7 @@ impl Activity {
     pub(super) fn evict(&self) {
         let mut state = self.state();
         state.is_aborted = state.is_receiving();
-        state.leaving.get_or_insert_with(Instant::now);
+        self.note_leaving(&mut state);
         drop(state);
         self.0.evicted.notify_one();
     }
@@ -193,14 +205,15 @@ impl Activity {
             oldest.remove().rest.give_up();
         }
         if let Some(leaving) = state.leaving {
-            return match state.open {
-                // What began in time may take as long as it needs. An uncounted stream ends here.
-                0 => {
-                    let until = leaving.max(state.idle_since) + CLOSE_TIMEOUT;
-                    if now >= until { ConnectionFate::Abort("farewell") } else { ConnectionFate::Keep(until) }
-                }
-                _ => ConnectionFate::Keep(now + CLOSE_TIMEOUT),
-            };
+            // What began in time may take as long as it needs. An uncounted stream ends here.
+            if state.open > 0 {
+                return ConnectionFate::Keep(now + CLOSE_TIMEOUT);
+            }
+            let farewell = leaving.max(state.idle_since) + CLOSE_TIMEOUT;
+            let until = if state.unread.is_empty() { farewell } else { farewell.max(leaving + UNREAD_MAX) };
+            // What is unread may be read at any time.
+            let wake = until.min(now + CLOSE_TIMEOUT);
+            return if now >= until { ConnectionFate::Abort("farewell") } else { ConnectionFate::Keep(wake) };
         }
         if state.version.is_none() {
             let until = self.0.born + lifetimes.first;
@@ -210,7 +223,7 @@ impl Activity {
         if now >= old {
             return ConnectionFate::Close("age");
         }
-        if state.open > 0 {
+        if state.open > 0 || !state.unread.is_empty() {
             return ConnectionFate::Keep(old.min(now + lifetimes.head));
         }
         if let Some(first_byte) = state.first_byte.filter(|_| state.is_in_head()) {
@@ -252,7 +265,11 @@ impl ActivityState {
 
     /// Whether part of a request's head was received. Unknown for HTTP/2, where pings are bytes too.
     fn is_in_head(&self) -> bool {
-        self.open == 0 && self.first_byte.is_some() && self.version.is_some_and(|version| version < Version::HTTP_2)
+        // A client that has not read a response may have sent the next request already.
+        self.open == 0
+            && self.unread.is_empty()
+            && self.first_byte.is_some()
+            && self.version.is_some_and(|version| version < Version::HTTP_2)
     }
 }
 
@@ -472,7 +489,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_idle_connection_is_kept_for_75_s_and_a_slow_head_for_10_s() {
-        let activity = Activity::new();
+        let activity = Activity::new(Arc::default());
         assert_eq!(activity.evaluate(after(10), LIFETIMES), ConnectionFate::Abort("silent"));
         drop(activity.begin(Version::HTTP_11));
         assert!(
@@ -487,8 +504,13 @@ mod tests {
 
     #[tokio::test]
     async fn an_idle_connection_makes_room_before_one_that_still_sends_and_a_busy_one_never_does() {
-        let (idle, heads, bodies, busy, mixed) =
-            (Activity::new(), Activity::new(), Activity::new(), Activity::new(), Activity::new());
+        let (idle, heads, bodies, busy, mixed) = (
+            Activity::new(Arc::default()),
+            Activity::new(Arc::default()),
+            Activity::new(Arc::default()),
+            Activity::new(Arc::default()),
+            Activity::new(Arc::default()),
+        );
         for activity in [&idle, &heads] {
             drop(activity.begin(Version::HTTP_11));
         }
@@ -510,9 +532,9 @@ mod tests {
             [&idle, &heads, &bodies, &busy, &mixed].map(|activity| activity.state().is_receiving()),
             [false, true, true, false, false]
         );
-        assert!(Activity::new().state().is_receiving(), "a connection without a request");
+        assert!(Activity::new(Arc::default()).state().is_receiving(), "a connection without a request");
         // Decided when it has to make room: a request that arrives afterwards is answered.
-        let late = Activity::new();
+        let late = Activity::new(Arc::default());
         drop(late.begin(Version::HTTP_2));
         late.evict();
         let _arriving = late.begin(Version::HTTP_2);
@@ -523,7 +545,7 @@ mod tests {
 
     #[tokio::test]
     async fn requests_that_never_arrive_do_not_make_a_connection_busy() {
-        let activity = Activity::new();
+        let activity = Activity::new(Arc::default());
         let begun = Instant::now();
         for _ in 0..10 {
             // Abandoned, in either order.
@@ -544,7 +566,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_on_a_kept_connection_is_not_awaited_since_the_last_one() {
-        let activity = Activity::new();
+        let activity = Activity::new(Arc::default());
         for seconds in [30, 60] {
             let now = after(seconds);
             let (open, receiving) = activity.begin_at(Version::HTTP_11, now);
@@ -556,7 +578,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_is_leaving_waits_only_for_what_began_in_time() {
-        let activity = Activity::new();
+        let activity = Activity::new(Arc::default());
         let (open, _receiving) = activity.begin(Version::HTTP_2);
         activity.leave();
         let _late = activity.begin_at(Version::HTTP_2, after(60));
@@ -568,7 +590,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_frame_is_handed_over_in_pieces_and_must_be_read_in_time() {
-        let (activity, frame) = (Activity::new(), vec![7; 2 * PIECE + 1]);
+        let (activity, frame) = (Activity::new(Arc::default()), vec![7; 2 * PIECE + 1]);
         drop(activity.begin(Version::HTTP_2));
         let mut body = OpenBody::new(frame.clone().into(), None, activity.clone());
         assert_eq!(body.size_hint().exact(), Some(frame.len() as u64));
@@ -596,7 +618,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_open_stream_keeps_a_connection_and_pings_do_not() {
-        let activity = Activity::new();
+        let activity = Activity::new(Arc::default());
         let open = activity.begin(Version::HTTP_2);
         assert!(matches!(activity.evaluate(after(1_000), LIFETIMES), ConnectionFate::Keep(_)));
         assert_eq!(activity.evaluate(after(3_600), LIFETIMES), ConnectionFate::Close("age"));

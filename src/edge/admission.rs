@@ -31,9 +31,10 @@ use super::arrival::ByteLease;
 use super::class;
 use super::media;
 use super::message;
+use super::message::MessageLimits;
 use super::message::OpenError;
 use crate::config;
-use crate::forwarded::TrustedPeer;
+use crate::forwarded::ForMany;
 use crate::rates::Bucket;
 use crate::rates::Limiter;
 use crate::rates::network;
@@ -78,9 +79,11 @@ struct AdmissionLimits {
     rest: RestLayer,
 }
 
-/// The largest message of a call that anybody may make often: a sign-out, a probe, and the headers of a request with an access
-/// token and cookies.
-const SMALL_BYTES_MAX: usize = 128 * 1024;
+/// The largest form: several times what a refresh token and the credentials of a client take.
+const FORM_BYTES_MAX: usize = 64 * 1024;
+
+/// A request about a token that is larger than this, in bytes, is charged as several. With the headers of a browser it is smaller.
+const VERIFY_BYTES: usize = 16 * 1024;
 
 /// How long a request that the address's bucket refuses waits for its answer. A client that repeats at once would otherwise
 /// cost the server, and itself, as much as the machine can do.
@@ -117,11 +120,21 @@ impl AdmissionControl {
 }
 
 impl AdmissionLimits {
-    /// Whether a request has a message that will be read. A request for an unknown path is refused before its body is read.
-    fn has_message(&self, request: &Request, class: RequestClass, is_grpc: bool) -> bool {
+    /// What will be read of a request's message; `None` if nothing. A request for an unknown path is refused before its body is
+    /// read.
+    fn message(&self, request: &Request, class: RequestClass, is_for_many: bool) -> Option<Expected> {
         let path = request.uri().path();
-        let is_read = || is_grpc || class::is_form(path) || self.rest.has_route(request.method(), path);
-        class::has_message(request.method(), class) && is_read()
+        if !class::has_message(request.method(), class) {
+            None
+        } else if media::is_grpc(request.headers()) {
+            // A message may take more bytes in protobuf than in JSON, and has a frame header.
+            MessageLimits::of(path, 2 * self.body_bytes_max + 5, is_for_many).map(Expected::Message)
+        } else if class::is_form(path) {
+            Some(Expected::Body { bytes_max: self.body_bytes_max.min(FORM_BYTES_MAX) })
+        } else {
+            let is_read = self.rest.has_route(request.method(), path);
+            is_read.then_some(Expected::Body { bytes_max: self.body_bytes_max })
+        }
     }
 
     /// Charges the address that a request comes from.
@@ -158,6 +171,14 @@ impl AdmissionLimits {
     }
 }
 
+/// What is read of a request before it passes on.
+enum Expected {
+    /// A message of gRPC or grpc-web.
+    Message(MessageLimits),
+    /// Another body.
+    Body { bytes_max: usize },
+}
+
 /// A request that may pass on, admitted or marked as refused.
 pub(super) struct Admitted {
     pub(super) request: Request,
@@ -178,10 +199,10 @@ impl AdmissionControl {
     pub(super) async fn admit(&self, mut request: Request) -> Admitted {
         let Self(shared) = self;
         let class = class::of(request.method(), request.uri().path());
-        let trusted = request.extensions().get::<TrustedPeer>().is_some();
-        // All clients of a proxy come from the proxy's address, and one of them must not use up its limits for the others. But
-        // their messages must arrive like any other: a proxy may forward a call whose message never arrives.
-        let is_for_many = trusted && matches!(class, RequestClass::Verify | RequestClass::Public | RequestClass::Probe);
+        // A proxy that does not say for whom it asks asks for everybody, and one of them must not use up its limits for the others.
+        // But their messages must arrive like any other: a proxy may forward a call whose message never arrives.
+        let is_for_many = request.extensions().get::<ForMany>().is_some()
+            && matches!(class, RequestClass::Verify | RequestClass::Public | RequestClass::Probe);
         // Requests of unknown origin share one bucket.
         let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip).unwrap_or(unknown);
@@ -202,7 +223,7 @@ impl AdmissionControl {
             share
         };
         let mut endless = None;
-        if is_endless && !is_for_many {
+        if is_endless {
             endless = shared.endless(ip, class);
             if endless.is_none() {
                 return refused(shared.overloaded(class, "endless"), request, share);
@@ -211,16 +232,13 @@ impl AdmissionControl {
                 request = request.map(|body| Body::new(Limited::new(body, REFLECTION_BYTES_MAX)));
             }
         }
-        let is_grpc = media::is_grpc(request.headers());
-        if !shared.has_message(&request, class, is_grpc) {
+        let Some(expected) = shared.message(&request, class, is_for_many) else {
             return Admitted { request, held: (share, None), endless };
-        }
+        };
         let (mut parts, body) = request.into_parts();
-        let bytes_max = match class {
-            _ if !is_grpc => shared.body_bytes_max,
-            RequestClass::SignOut | RequestClass::Verify | RequestClass::Probe if !is_for_many => SMALL_BYTES_MAX,
-            // A message may take more bytes in protobuf than in JSON, and has a frame header.
-            _ => 2 * shared.body_bytes_max + 5,
+        let (limits, bytes_max) = match expected {
+            Expected::Message(limits) => (Some(limits), limits.bytes_max),
+            Expected::Body { bytes_max } => (None, bytes_max),
         };
         let asked =
             grpc_timeout(&parts.headers).map_or(shared.arrival_timeout, |asked| asked.min(shared.arrival_timeout));
@@ -228,14 +246,19 @@ impl AdmissionControl {
         let mut arriving = arrival::Arriving::new(body);
         let outcome = timeout(asked, arriving.gather(bytes_max, &mut lease)).await;
         let without_body = |parts| Request::from_parts(parts, Body::empty());
-        match outcome {
+        match (outcome, limits) {
+            (Ok(Arrived::OverBudget), _) => refused(shared.overloaded(class, "bytes"), without_body(parts), share),
             // Refused here, because tonic would wait for the whole announced length first, and hold a slot meanwhile.
-            Ok(Arrived::TooLarge | Arrived::CutOff) if is_grpc => {
+            (Ok(Arrived::TooLarge | Arrived::CutOff), Some(_)) => {
                 refused(status::undecodable(), without_body(parts), share)
             }
-            Ok(Arrived::Whole) if is_grpc => {
-                let (path, data) = (parts.uri.path(), arriving.take_data());
-                match message::open(path, &mut parts.headers, data, bytes_max, &mut lease) {
+            (Ok(Arrived::Whole), Some(limits)) => {
+                let data = arriving.take_data();
+                let opened = message::open(&limits, &mut parts.headers, data, &mut lease);
+                if class == RequestClass::Verify && !is_for_many {
+                    shared.rates.charge_also(Bucket::Verify(ip), lease.bytes() / VERIFY_BYTES);
+                }
+                match opened {
                     Ok(message) => {
                         let request = Request::from_parts(parts, message.into());
                         Admitted { request, held: (share, Some(lease)), endless }
@@ -246,21 +269,18 @@ impl AdmissionControl {
                     }
                 }
             }
-            Ok(Arrived::Whole | Arrived::TooLarge | Arrived::CutOff) => {
+            (Ok(Arrived::Whole | Arrived::TooLarge | Arrived::CutOff), None) => {
                 let request = Request::from_parts(parts, arriving.into_body());
                 Admitted { request, held: (share, Some(lease)), endless }
             }
-            Ok(Arrived::OverBudget) => refused(shared.overloaded(class, "bytes"), without_body(parts), share),
-            Err(_) => {
+            (Err(_), limits) => {
                 shared.metrics.request_refused(class, "arrival");
-                match is_grpc {
-                    true => refused(status::late(), without_body(parts), share),
-                    // The layer that answers reads the rest, waits no longer, and returns its own 408.
-                    false => {
-                        let request = Request::from_parts(parts, arriving.into_body());
-                        Admitted { request, held: (share, Some(lease)), endless }
-                    }
+                if limits.is_some() {
+                    return refused(status::late(), without_body(parts), share);
                 }
+                // The layer that answers reads the rest, waits no longer, and returns its own 408.
+                let request = Request::from_parts(parts, arriving.into_body());
+                Admitted { request, held: (share, Some(lease)), endless }
             }
         }
     }

@@ -22,6 +22,9 @@ use crate::rates::network;
 /// One address may hold one part in this many of the budget.
 const SHARE_OF_ADDRESS: usize = 4;
 
+/// The requests of proxies that do not name their clients may hold one part in this many.
+const SHARE_OF_MANY: usize = 2;
+
 /// The bytes of messages that may be in memory at once.
 #[derive(Clone)]
 pub(super) struct Budget(Arc<ByteBudget>);
@@ -34,6 +37,7 @@ struct ByteBudget {
 #[derive(Default)]
 struct HeldBytes {
     all: usize,
+    for_many: usize,
     addresses: HashMap<IpAddr, usize>,
 }
 
@@ -48,7 +52,7 @@ impl Budget {
         ByteLease { budget: self.clone(), ip: Some(network(ip)), bytes: 0 }
     }
 
-    /// An empty lease for a request of a proxy, which has many clients and so no address share.
+    /// An empty lease for a request that a proxy makes for clients it does not name.
     pub(super) fn lease_for_many(&self) -> ByteLease {
         ByteLease { budget: self.clone(), ip: None, bytes: 0 }
     }
@@ -74,16 +78,25 @@ impl ByteLease {
         if held.all + bytes > ledger.max {
             return false;
         }
-        if let Some(ip) = self.ip {
-            let of_address = held.addresses.get(&ip).copied().unwrap_or_default() + bytes;
-            if of_address > ledger.max / SHARE_OF_ADDRESS {
-                return false;
+        match self.ip {
+            Some(ip) => {
+                let of_address = held.addresses.get(&ip).copied().unwrap_or_default() + bytes;
+                if of_address > ledger.max / SHARE_OF_ADDRESS {
+                    return false;
+                }
+                held.addresses.insert(ip, of_address);
             }
-            held.addresses.insert(ip, of_address);
+            None if held.for_many + bytes > ledger.max / SHARE_OF_MANY => return false,
+            None => held.for_many += bytes,
         }
         held.all += bytes;
         self.bytes += bytes;
         true
+    }
+
+    /// How many it holds.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
@@ -94,7 +107,10 @@ impl Drop for ByteLease {
         }
         let mut held = self.budget.0.held.lock().expect("no one panics while holding it");
         held.all -= self.bytes;
-        let Some(ip) = self.ip else { return };
+        let Some(ip) = self.ip else {
+            held.for_many -= self.bytes;
+            return;
+        };
         if let Some(of_address) = held.addresses.get_mut(&ip) {
             *of_address -= self.bytes;
             if *of_address == 0 {
@@ -275,8 +291,12 @@ mod tests {
         drop(first);
         assert!(second.extend(20));
         let mut proxy = budget.lease_for_many();
-        assert!(proxy.extend(50), "a proxy has no share, but the budget bounds it too");
+        assert!(proxy.extend(50), "those of proxies have half of it");
         assert!(!proxy.extend(1));
+        drop(other);
+        assert!(!proxy.extend(1));
+        let mut other = budget.lease(OTHER);
+        assert!(other.extend(25), "which leaves the other half to clients");
         drop((second, other, proxy));
         assert_eq!(budget.0.held.lock().expect("no panic").addresses.len(), 0, "nothing is left");
     }

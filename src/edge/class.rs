@@ -103,6 +103,11 @@ pub(super) fn is_check(path: &str) -> bool {
     path.starts_with(CHECK)
 }
 
+/// Whether a path is one of the health's.
+pub(super) fn is_health(path: &str) -> bool {
+    path.starts_with(HEALTH)
+}
+
 /// Whether anyone may begin a response that does not end by itself: a watch of the health, and reflection.
 pub(super) fn is_endless(path: &str) -> bool {
     path.starts_with("/grpc.health.v1.Health/Watch") || path.starts_with(REFLECTION)

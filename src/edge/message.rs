@@ -2,7 +2,8 @@
 //! elements. What is left for tonic is small, whatever the client has sent.
 //!
 //! tonic decodes every frame of a unary call's body before it answers, inflates each within its size limit, and does so without a
-//! pause. And two bytes of a message can be an empty element that takes seventy bytes of memory.
+//! pause. And two bytes of a message can be an empty element that takes seventy bytes of memory. So what a message may have depends
+//! on the method, and that of an unknown method is not read.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -37,22 +38,106 @@ const ELEMENTS_MAX: usize = 3 * JSON_ELEMENTS_MAX;
 /// Envoy passes on 100 headers by default.
 const CHECK_ELEMENTS_MAX: usize = 4_096;
 
+/// The largest message of most calls: several times what any of them may have.
+const BYTES_MAX: usize = 128 * 1024;
+
+/// The same for a probe, which has the name of a service.
+const PROBE_BYTES_MAX: usize = 1_024;
+const PROBE_ELEMENTS_MAX: usize = 8;
+
+/// The method whose message has many tokens.
+const BATCH: &str = "/sessiond.v1.SessionService/BatchIntrospect";
+
 /// How deep messages may be in each other, as in prost, which rejects deeper ones.
 const DEPTH_MAX: usize = 100;
 
 /// A frame's flag and length.
 const FRAME_HEADER: usize = 5;
 
-/// The inputs of all methods, by path.
-pub(super) static INPUTS: LazyLock<HashMap<String, MessageDescriptor>> = LazyLock::new(|| {
-    let pools = [pb::DESCRIPTOR_SET, pb::envoy::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET]
-        .map(|set| DescriptorPool::decode(set).expect("the descriptors were compiled in"));
-    let methods =
-        pools.iter().flat_map(|pool| pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()));
+/// All methods.
+static METHODS: LazyLock<Methods> = LazyLock::new(|| {
+    let mut methods = Methods::default();
+    for set in [pb::DESCRIPTOR_SET, pb::envoy::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET] {
+        let pool = DescriptorPool::decode(set).expect("the descriptors were compiled in");
+        for method in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+            let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+            let input = methods.shape(&method.input());
+            methods.inputs.insert(path, input);
+        }
+    }
     methods
-        .map(|method| (format!("/{}/{}", method.parent_service().full_name(), method.name()), method.input()))
-        .collect()
 });
+
+/// The methods, and what their messages consist of: only what counting their elements needs.
+#[derive(Default)]
+struct Methods {
+    /// The shape of each method's input, by path.
+    inputs: HashMap<String, usize>,
+    shapes: Vec<Shape>,
+    /// The shape of each message, by name.
+    messages: HashMap<String, usize>,
+}
+
+/// The fields of a message that are messages: their numbers, and their shapes.
+type Shape = HashMap<u32, usize>;
+
+impl Methods {
+    fn shape(&mut self, message: &MessageDescriptor) -> usize {
+        if let Some(known) = self.messages.get(message.full_name()) {
+            return *known;
+        }
+        // First, because a message may be in itself.
+        let at = self.shapes.len();
+        self.messages.insert(message.full_name().to_owned(), at);
+        self.shapes.push(Shape::new());
+        for field in message.fields() {
+            if let Kind::Message(inner) = field.kind() {
+                let inner = self.shape(&inner);
+                self.shapes[at].insert(field.number(), inner);
+            }
+        }
+        at
+    }
+}
+
+/// Reads the descriptors, so that no request has to wait for it.
+pub(super) fn prepare() {
+    LazyLock::force(&METHODS);
+}
+
+/// The path of a method, if there is one.
+pub(super) fn known_path(path: &str) -> Option<&'static str> {
+    METHODS.inputs.get_key_value(path).map(|(path, _)| path.as_str())
+}
+
+/// What the message of a method may have.
+#[derive(Clone, Copy)]
+pub(super) struct MessageLimits {
+    /// Its size, when inflated, with the frame's header.
+    pub(super) bytes_max: usize,
+    elements_max: usize,
+    /// Whether it may be compressed.
+    is_inflated: bool,
+    /// The shape of the message.
+    input: usize,
+}
+
+impl MessageLimits {
+    /// The limits for a method. `large` is the size of the largest message, for a call with many tokens, and for one that a proxy
+    /// makes for many clients. `None` if there is no such method: then its message is not read.
+    pub(super) fn of(path: &str, large: usize, is_for_many: bool) -> Option<Self> {
+        let input = *METHODS.inputs.get(path)?;
+        let is_check = class::is_check(path);
+        Some(if class::is_health(path) {
+            // tonic's service for the health accepts no compression, and says so.
+            Self { bytes_max: PROBE_BYTES_MAX, elements_max: PROBE_ELEMENTS_MAX, is_inflated: false, input }
+        } else {
+            let bytes_max = if path == BATCH || is_check && is_for_many { large } else { large.min(BYTES_MAX) };
+            let elements_max = if is_check { CHECK_ELEMENTS_MAX } else { ELEMENTS_MAX };
+            Self { bytes_max, elements_max, is_inflated: true, input }
+        })
+    }
+}
 
 /// Why a message is not passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,13 +155,13 @@ pub(super) enum OpenError {
 ///
 /// See [`OpenError`].
 pub(super) fn open(
-    path: &str,
+    limits: &MessageLimits,
     headers: &mut HeaderMap,
     body: Bytes,
-    bytes_max: usize,
     lease: &mut ByteLease,
 ) -> Result<Bytes, OpenError> {
     let body = match media::take_text_framing(headers) {
+        true if !lease.extend(body.len()) => return Err(OpenError::OverBudget),
         true => Bytes::from(STANDARD.decode(body).map_err(|_| OpenError::Undecodable)?),
         false => body,
     };
@@ -87,10 +172,10 @@ pub(super) fn open(
     }
     let is_gzip = headers.get("grpc-encoding").is_some_and(|encoding| encoding == "gzip");
     match flag {
-        0 => check(path, message)?,
-        1 if is_gzip => {
-            let body = inflate(message, bytes_max, lease)?;
-            check(path, &body[FRAME_HEADER..])?;
+        0 => limits.check(message)?,
+        1 if is_gzip && limits.is_inflated => {
+            let body = inflate(message, limits.bytes_max, lease)?;
+            limits.check(&body[FRAME_HEADER..])?;
             return Ok(body);
         }
         _ => {}
@@ -120,15 +205,16 @@ fn inflate(message: &[u8], bytes_max: usize, lease: &mut ByteLease) -> Result<By
     Ok(inflated.freeze())
 }
 
-/// Checks the number of elements. An unknown method is refused without its message being decoded.
-fn check(path: &str, message: &[u8]) -> Result<(), OpenError> {
-    let Some(input) = INPUTS.get(path) else { return Ok(()) };
-    let mut left = if class::is_check(path) { CHECK_ELEMENTS_MAX } else { ELEMENTS_MAX };
-    count(input, message, DEPTH_MAX, &mut left)
+impl MessageLimits {
+    /// Checks the number of elements.
+    fn check(&self, message: &[u8]) -> Result<(), OpenError> {
+        let mut left = self.elements_max;
+        count(&METHODS.shapes, self.input, message, DEPTH_MAX, &mut left)
+    }
 }
 
 /// Subtracts the elements of a message. One that is malformed is counted up to there, as far as it will be decoded.
-fn count(kind: &MessageDescriptor, mut message: &[u8], depth: usize, left: &mut usize) -> Result<(), OpenError> {
+fn count(shapes: &[Shape], shape: usize, mut message: &[u8], depth: usize, left: &mut usize) -> Result<(), OpenError> {
     while !message.is_empty() {
         *left = left.checked_sub(1).ok_or(OpenError::Undecodable)?;
         let Ok((number, wire_type)) = decode_key(&mut message) else { return Ok(()) };
@@ -149,10 +235,10 @@ fn count(kind: &MessageDescriptor, mut message: &[u8], depth: usize, left: &mut 
         let Some((value, rest)) = message.split_at_checked(length) else { return Ok(()) };
         message = rest;
         if wire_type == WireType::LengthDelimited
-            && let Some(Kind::Message(inner)) = kind.get_field(number).map(|field| field.kind())
+            && let Some(inner) = shapes[shape].get(&number)
             && let Some(depth) = depth.checked_sub(1)
         {
-            count(&inner, value, depth, left)?;
+            count(shapes, *inner, value, depth, left)?;
         }
     }
     Ok(())
@@ -174,6 +260,7 @@ mod tests {
 
     const CREATE: &str = "/sessiond.v1.SessionService/CreateSession";
     const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
+    const HEALTH: &str = "/grpc.health.v1.Health/Check";
     const LIMIT: usize = 1_000_000;
 
     fn frame(flag: u8, message: &[u8]) -> Bytes {
@@ -193,7 +280,8 @@ mod tests {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert("grpc-encoding", HeaderValue::from_static("gzip"));
         let mut lease = Budget::new(4 * LIMIT).lease(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        open(path, &mut headers, body, LIMIT, &mut lease).map(|body| (body, headers))
+        let limits = MessageLimits::of(path, LIMIT, false).expect("a method");
+        open(&limits, &mut headers, body, &mut lease).map(|body| (body, headers))
     }
 
     fn result(path: &str, body: Bytes) -> Result<Bytes, OpenError> {
@@ -228,7 +316,22 @@ mod tests {
         headers.insert("grpc-encoding", HeaderValue::from_static("gzip"));
         let mut lease = Budget::new(4_000).lease(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let body = gzip(&[0; 2_000]);
-        assert_eq!(open(CREATE, &mut headers, body, LIMIT, &mut lease), Err(OpenError::OverBudget));
+        let limits = MessageLimits::of(CREATE, LIMIT, false).expect("a method");
+        assert_eq!(open(&limits, &mut headers, body, &mut lease), Err(OpenError::OverBudget));
+    }
+
+    #[test]
+    fn a_method_has_the_message_that_it_needs() {
+        let bytes_max = |path, is_for_many| MessageLimits::of(path, LIMIT, is_for_many).map(|limits| limits.bytes_max);
+        assert_eq!(bytes_max("/x/.well-known/y", false), None);
+        assert_eq!((bytes_max(CREATE, false), bytes_max(BATCH, false)), (Some(BYTES_MAX), Some(LIMIT)));
+        assert_eq!((bytes_max(CHECK, false), bytes_max(CHECK, true)), (Some(BYTES_MAX), Some(LIMIT)));
+        assert_eq!(bytes_max(HEALTH, true), Some(PROBE_BYTES_MAX));
+        assert_eq!(MessageLimits::of(CREATE, 100, false).map(|limits| limits.bytes_max), Some(100), "a lower setting");
+        // tonic says that it accepts no compression.
+        let compressed = gzip(&[0x0a, 0].repeat(100));
+        assert_eq!(result(HEALTH, compressed.clone()), Ok(compressed));
+        assert_eq!(result(HEALTH, frame(0, &[0x0a, 0].repeat(9))), Err(OpenError::Undecodable));
     }
 
     #[test]
@@ -252,7 +355,6 @@ mod tests {
             assert_eq!(result(CREATE, frame(0, &many)), Err(OpenError::Undecodable));
         }
         assert_eq!(result(CREATE, frame(0, b"\x0b\x0c")), Err(OpenError::Undecodable), "a group");
-        assert!(result("/unknown", frame(0, &[0x0a, 0].repeat(10_000))).is_ok());
         // Cut off in every place.
         let whole = [field(1, b"ada"), vec![0x21, 1, 2, 3, 4, 5, 6, 7, 8, 0x25, 1, 2, 3, 4, 0x80, 0x01, 0x80]].concat();
         for end in 0..whole.len() {

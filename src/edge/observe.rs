@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::LazyLock;
 use std::task::Context;
 use std::task::Poll;
 
@@ -23,7 +22,7 @@ use tower::Service;
 
 use super::grpc::GrpcRequest;
 use super::grpc::GrpcResponse;
-use super::message::INPUTS;
+use super::message;
 use crate::rpc::status;
 use crate::rpc::status::reason_of;
 use crate::telemetry;
@@ -44,7 +43,7 @@ impl ObserveLayer {
     /// Counts into these metrics.
     pub(super) fn new(metrics: Metrics) -> Self {
         // Now, not with the first request.
-        LazyLock::force(&INPUTS);
+        message::prepare();
         Self { metrics }
     }
 
@@ -52,7 +51,7 @@ impl ObserveLayer {
     pub(super) fn begin(&self, path: &str, extensions: &Extensions) -> ObservedCall {
         ObservedCall {
             // All unknown paths are counted as one, or a client could create an unbounded number of labels.
-            rpc: INPUTS.get_key_value(path).map_or("unknown", |(path, _)| path).trim_start_matches('/'),
+            rpc: message::known_path(path).unwrap_or("unknown").trim_start_matches('/'),
             wire: *extensions.get().unwrap_or(&Wire::Grpc),
             started: Instant::now(),
             metrics: self.metrics.clone(),

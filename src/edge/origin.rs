@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http::HeaderValue;
 use http::header;
 
+use crate::forwarded::ForMany;
 use crate::forwarded::Trust;
 use crate::forwarded::TrustedPeer;
 use sessiond_core::session::Origin;
@@ -44,6 +45,9 @@ pub(super) fn note(trust: &Trust, request: &mut Request) {
         ip: peer.map(|peer| trust.client(peer, headers.get_all(trust.header()).iter().map(HeaderValue::as_bytes))),
         user_agent: headers.get(header::USER_AGENT).and_then(user_agent),
     };
+    if origin.ip.is_some_and(|ip| trust.has(ip)) {
+        request.extensions_mut().insert(ForMany);
+    }
     request.extensions_mut().insert(origin);
     if peer.is_some_and(|peer| trust.has(peer.to_canonical())) {
         request.extensions_mut().insert(TrustedPeer);

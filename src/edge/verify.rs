@@ -26,6 +26,7 @@ use crate::cookies::CSRF_HEADER;
 use crate::cookies::FetchHeaders;
 use crate::cookies::SetCookies;
 use crate::cookies::needs_same_origin;
+use crate::forwarded::ForMany;
 use crate::forwarded::TrustedPeer;
 use crate::pb::envoy;
 use crate::pb::envoy::CheckResponse;
@@ -192,7 +193,7 @@ pub(super) fn proxied_request<'r>(
         Some(values.next().map_or_else(|| value.to_str().unwrap_or_default(), |_| ""))
     };
     let mut origin = extensions.get::<Origin>().cloned().unwrap_or_default();
-    if extensions.get::<TrustedPeer>().is_none() {
+    if extensions.get::<TrustedPeer>().is_none() || extensions.get::<ForMany>().is_some() {
         // The proxy's own, which is not where the session is used.
         origin.ip = None;
     }

