@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use sessiond::{
     app::{AuditActor, AuditEntry, AuditFilter, AuditLog, NewEndpoint, SweepKind, Sweeper},
     config::Rates,
-    store::{KeyKind, RecordOrder},
+    pb::CreateSessionRequest,
+    store::{KeyKind, RecordOrder, Role},
     telemetry::Metrics,
 };
 use sessiond_core::{
@@ -295,6 +296,32 @@ async fn refused_server_keys_are_counted_without_their_secrets() {
     for secret in [revoked.expose_secret(), wrong.as_str()] {
         assert!(!all.contains(&secret[secret.len() - 20..]), "{all}");
     }
+}
+
+/// Somebody may have stolen the key of a guard, and tries what else it opens.
+#[tokio::test]
+async fn a_genuine_key_beyond_its_privileges_is_counted() {
+    let service = Service::start().await;
+    let (verifier, id) =
+        service.app.server_key_create(project(), Role::Verifier).await.map(|(id, key)| (key, id)).expect("makes");
+    for wire in Wire::ALL {
+        service.list(wire, bearer(verifier.expose_secret()), Default::default()).await.expect_err("a service may");
+    }
+    let (count, entry) = refused(&service, "REFUSED_SERVER_KEY_PRIVILEGES").await;
+    assert_eq!((count, entry.key), (3, Some((KeyKind::Server, id))));
+
+    let (id, plain) = service.app.server_key_create(project(), Role::Service).await.expect("makes a key");
+    let request = CreateSessionRequest {
+        user_id: USER.to_owned(),
+        is_impersonation: true,
+        impersonator_id: Some("root".to_owned()),
+        ..CreateSessionRequest::default()
+    };
+    assert!(service.create_as(Wire::Grpc, &plain, request).await.is_err(), "was not granted");
+    let (count, _) = refused(&service, "REFUSED_SERVER_KEY_PRIVILEGES").await;
+    let entries = of_kind(&service, "REFUSED_SERVER_KEY_PRIVILEGES").await;
+    assert_eq!(count, 4);
+    assert!(entries.iter().any(|entry| entry.key == Some((KeyKind::Server, id))), "{entries:?}");
 }
 
 #[tokio::test]

@@ -618,6 +618,8 @@ async fn the_sealing_key_is_changed_without_an_interruption() {
     assert!(one.unopened.is_empty() && other.unopened.is_empty());
     let again = during.reseal().await.expect("reseals");
     assert_eq!((again.resealed, again.present), (0, total + 1));
+    let recorded = database.lines("SELECT key_id FROM audit_events WHERE kind = 14 GROUP BY key_id").await;
+    assert_eq!(recorded.len(), total, "the audit has each of them");
 
     let after = installation(&store, &new, None);
     after.check_sealing().await.expect("the new key alone");

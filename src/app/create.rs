@@ -23,6 +23,7 @@ use crate::store;
 use crate::store::AuditEvent;
 use crate::store::EventKind;
 use crate::store::Project;
+use crate::store::RefusedAttempt;
 use crate::store::RequestIdStatus;
 use crate::store::RequestOutcome;
 use crate::store::Revocation;
@@ -81,7 +82,8 @@ impl App {
         idempotency: Option<IdempotencyKey>,
         origin: Origin,
     ) -> Result<(Grant, Option<SetCookies>), Error> {
-        let Service { project, key, privileges } = self.service_within(caller, client, Role::Service).await?;
+        let service = self.service_within(caller, client, Role::Service).await?;
+        let Service { project, key, privileges } = service.clone();
         let now = self.clock.now();
         // The server key was found, so its project exists; it may be newer than the snapshot.
         let snapshot = self.keys.with(|snapshot| snapshot.policy(&project).is_some()).await?;
@@ -89,6 +91,7 @@ impl App {
             snapshot.project(&project).ok_or_else(|| super::KeyError::NoKey(project.clone()))?.clone();
         let mut new = request.check(now, &policy).map_err(Refusal::Schema)?;
         if new.impersonator.is_some() && !privileges.allows_impersonation() {
+            self.note_refused_service(&service, RefusedAttempt::ServerKeyPrivileges);
             return Err(Refusal::ImpersonationNotGranted.into());
         }
         if new.device.user_agent.is_some() && new.device.name.is_none() {

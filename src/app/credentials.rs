@@ -108,15 +108,6 @@ impl Service {
     fn of(row: &ServerKeyRow) -> Self {
         Self { project: row.project.clone(), privileges: row.privileges, key: row.id }
     }
-
-    /// Checks that it has at least this role.
-    fn check_role(self, least: Role) -> Result<Self, Error> {
-        if self.privileges.role >= least {
-            Ok(self)
-        } else {
-            Err(Refusal::InsufficientServerKey(least.as_str()).into())
-        }
-    }
 }
 
 /// The client on whose behalf a request is made.
@@ -188,7 +179,11 @@ impl App {
         let charged = self.rates.charge(Bucket::ServerKey(service.key));
         charged.inspect_err(|_| self.note_refused_service(&service, RefusedAttempt::RateLimited))?;
         self.rates.charge(Bucket::Project(&service.project))?;
-        service.check_role(least)
+        if service.privileges.role < least {
+            self.note_refused_service(&service, RefusedAttempt::ServerKeyPrivileges);
+            return Err(Refusal::InsufficientServerKey(least.as_str()).into());
+        }
+        Ok(service)
     }
 
     /// Finds the service of a server key. Charges no bucket.
@@ -283,9 +278,11 @@ impl App {
         if client.admits(service) {
             return Ok(());
         }
-        if client.project != service.project {
-            self.note_refused_service(service, RefusedAttempt::WrongProject);
-        }
+        let why = match client.project == service.project {
+            true => RefusedAttempt::ServerKeyPrivileges,
+            false => RefusedAttempt::WrongProject,
+        };
+        self.note_refused_service(service, why);
         Err(Refusal::InvalidServerKey.into())
     }
 

@@ -4,8 +4,11 @@ use super::App;
 use super::Error;
 use super::ProjectError;
 use crate::store;
+use crate::store::AuditEvent;
+use crate::store::EventKind;
 use crate::store::RESEAL_PAGE;
 use crate::store::Tx;
+use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::token::sealing::Purpose;
@@ -51,9 +54,9 @@ impl App {
         after: Option<KeyId>,
         total: &mut Resealed,
     ) -> Result<Option<KeyId>, ProjectError> {
-        let (sealer, project) = (self.keys.sealer(), project.clone());
+        let (sealer, project, now) = (self.keys.sealer(), project.clone(), self.clock.now());
         let work = move |mut tx: Tx| async move {
-            let page = reseal(&mut tx, &sealer, purpose, &project, after).await?;
+            let page = reseal(&mut tx, &sealer, purpose, &project, after, now).await?;
             tx.commit(page).await
         };
         let (page, last) = self.store.transact("reseal", work).await.map_err(Error::from)?;
@@ -70,6 +73,7 @@ async fn reseal(
     purpose: Purpose,
     project: &ProjectId,
     after: Option<KeyId>,
+    now: Timestamp,
 ) -> Result<(Resealed, Option<KeyId>), store::Error> {
     // Concurrent runs take turns, and the second one finds nothing left to do.
     tx.project_lock(project).await?;
@@ -80,6 +84,8 @@ async fn reseal(
         match sealer.reseal(purpose, project, key.id, &key.sealed) {
             Ok(Some(sealed)) => {
                 tx.key_reseal(purpose, project, key.id, sealed).await?;
+                let event = EventKind::KeyResealed(purpose.into(), key.id);
+                tx.event_insert(&AuditEvent::by_operator(project.clone(), event, now)).await?;
                 page.resealed += 1;
             }
             Ok(None) => page.present += 1,

@@ -92,18 +92,21 @@ pub enum RefusedAttempt {
     ServerKeyRevoked,
     /// A server key with a known id and another secret.
     ServerKeySecret,
+    /// A server key for what its role or its privileges do not allow.
+    ServerKeyPrivileges,
     /// Any of them, beyond a rate limit.
     RateLimited,
 }
 
 impl RefusedAttempt {
     /// All reasons.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::SessionRevoked,
         Self::RefreshTokenReused,
         Self::WrongProject,
         Self::ServerKeyRevoked,
         Self::ServerKeySecret,
+        Self::ServerKeyPrivileges,
         Self::RateLimited,
     ];
 
@@ -115,6 +118,7 @@ impl RefusedAttempt {
             Self::WrongProject => "REFUSED_WRONG_PROJECT",
             Self::ServerKeyRevoked => "REFUSED_SERVER_KEY_REVOKED",
             Self::ServerKeySecret => "REFUSED_SERVER_KEY_SECRET",
+            Self::ServerKeyPrivileges => "REFUSED_SERVER_KEY_PRIVILEGES",
             Self::RateLimited => "REFUSED_RATE_LIMITED",
         }
     }
@@ -128,6 +132,7 @@ impl RefusedAttempt {
             Self::ServerKeyRevoked => 104,
             Self::ServerKeySecret => 105,
             Self::RateLimited => 106,
+            Self::ServerKeyPrivileges => 107,
         }
     }
 }
@@ -168,6 +173,8 @@ pub enum EventKind {
     KeyRevoked(KeyKind, KeyId),
     /// The privileges of a server key were narrowed.
     KeyNarrowed(KeyKind, KeyId),
+    /// A key was sealed with another sealing key than before.
+    KeyResealed(KeyKind, KeyId),
     /// A session was created, and is no impersonation.
     SessionCreated {
         /// The session.
@@ -208,6 +215,7 @@ impl EventKind {
             "KEY_ROTATED",
             "KEY_REVOKED",
             "KEY_NARROWED",
+            "KEY_RESEALED",
             "POLICY_CHANGED",
             "ENDPOINT_ADDED",
             "ENDPOINT_REMOVED",
@@ -226,6 +234,7 @@ impl EventKind {
             Self::KeyRotated(..) => "KEY_ROTATED",
             Self::KeyRevoked(..) => "KEY_REVOKED",
             Self::KeyNarrowed(..) => "KEY_NARROWED",
+            Self::KeyResealed(..) => "KEY_RESEALED",
             Self::SessionCreated { .. } => "SESSION_CREATED",
             Self::SessionUpdated { .. } => "SESSION_UPDATED",
             Self::PolicyChanged => "POLICY_CHANGED",
@@ -253,6 +262,7 @@ impl EventKind {
             Self::EndpointAdded => 11,
             Self::EndpointRemoved => 12,
             Self::KeyNarrowed(..) => 13,
+            Self::KeyResealed(..) => 14,
             Self::Refused(why, _) => why.number(),
         }
     }
@@ -275,7 +285,8 @@ impl EventKind {
             Self::KeyCreated(kind, id)
             | Self::KeyRotated(kind, id)
             | Self::KeyRevoked(kind, id)
-            | Self::KeyNarrowed(kind, id) => Some((*kind, *id)),
+            | Self::KeyNarrowed(kind, id)
+            | Self::KeyResealed(kind, id) => Some((*kind, *id)),
             Self::Refused(_, RefusedCredential::ServerKey(id)) => Some((KeyKind::Server, *id)),
             _ => None,
         }
@@ -572,6 +583,7 @@ impl EventRow {
             11 => EventKind::EndpointAdded,
             12 => EventKind::EndpointRemoved,
             13 => key().map(|(kind, id)| EventKind::KeyNarrowed(kind, id))?,
+            14 => key().map(|(kind, id)| EventKind::KeyResealed(kind, id))?,
             other => {
                 let why = RefusedAttempt::ALL.into_iter().find(|why| why.number() == other);
                 let credential = match self.key_id {
