@@ -272,12 +272,12 @@ func (reader *streamReader) apply(m object, at time.Duration) (streamEnd, error)
 // replica because of the age.
 func (reader *streamReader) isStale(age, at time.Duration) bool {
 	leaves := reader.progress.shouldLeave(age, at, reader.feed)
-	// A stale replica may know less than the set that is in use has.
-	if before, isComplete := reader.feed.revocations.age(reader.feed.time); !leaves || !isComplete || age <= before {
+	// A replica may know less than the set that is in use has, and what is known to be revoked stays so.
+	if before, isComplete := reader.feed.revocations.age(reader.feed.time); !isComplete || age <= before {
 		reader.useSnapshot()
 	}
 	// The set is at least as recent as it was before this stream, unless the stream has replaced it.
-	if !leaves || reader.hasNewSnapshot {
+	if reader.snapshot == nil && (!leaves || reader.hasNewSnapshot) {
 		reader.feed.revocations.setAge(reader.feed.time, age)
 	}
 	return leaves
@@ -327,10 +327,18 @@ func (reader *streamReader) estimatedDelay(at time.Duration) time.Duration {
 
 func (reader *streamReader) insert(batch json.RawMessage) (why streamEnd, err error) {
 	set := reader.snapshot
-	if set == nil {
+	// What comes while a snapshot waits is news for the set in use too.
+	var also *revokedSet
+	switch {
+	case set == nil:
 		set = reader.feed.revocations.set.Load()
+	case reader.isWhole:
+		also = reader.feed.revocations.set.Load()
 	}
-	if set.size() > reader.feed.maxEntries {
+	isFull := func() bool {
+		return set.size() > reader.feed.maxEntries || also != nil && also.size() > reader.feed.maxEntries
+	}
+	if isFull() {
 		return "too_many_entries", nil
 	}
 	now := reader.feed.time.elapsed()
@@ -356,7 +364,11 @@ func (reader *streamReader) insert(batch json.RawMessage) (why streamEnd, err er
 				kind, _ := textOf(p.object(revocation.get("withheld")).get("kind"))
 				reader.feed.onWithheld(kind)
 			}
-			set.insert(t, now+positive(retain)*time.Second)
+			until := now + positive(retain)*time.Second
+			set.insert(t, until)
+			if also != nil {
+				also.insert(t, until)
+			}
 		}
 		return err == nil && why == ""
 	})
@@ -366,7 +378,7 @@ func (reader *streamReader) insert(batch json.RawMessage) (why streamEnd, err er
 	if err != nil || why != "" {
 		return why, err
 	}
-	if set.size() > reader.feed.maxEntries {
+	if isFull() {
 		return "too_many_entries", nil
 	}
 	return "", nil

@@ -35,6 +35,9 @@ func (g *Guard) Handler(next http.Handler, options ...HandlerOption) http.Handle
 		switch {
 		case errors.As(err, &refusal):
 			refusal.ServeHTTP(writer, request)
+		case err != nil:
+			// None today; whatever it may be, nobody is let in by it.
+			http.Error(writer, "unavailable", http.StatusServiceUnavailable)
 		case principal == nil:
 			next.ServeHTTP(writer, request)
 		default:

@@ -259,9 +259,9 @@ func readHeader(encoded string) string {
 		return value
 	}
 	// RFC 7515 §4.1.9: application/ may be omitted. §4.1.11: extensions in crit must be supported, and none is.
-	typ := strings.ToLower(text("typ"))
+	typ := text("typ")
 	kid := text("kid")
-	isTyped := typ == "at+jwt" || typ == "application/at+jwt"
+	isTyped := strings.EqualFold(typ, "at+jwt") || strings.EqualFold(typ, "application/at+jwt")
 	if !isTyped || text("alg") != "ES256" || !isNull(header["crit"]) || !isUUID(kid) {
 		return ""
 	}
@@ -360,7 +360,12 @@ var single = func() map[string]bool {
 // with one name, and forgets how a number was written. Returns nil if it is no object, or nested too deeply.
 func readObject(encoded string) map[string]json.RawMessage {
 	text := decode(encoded)
-	if text == nil || !utf8.Valid(text) || !isShallow(text) || !json.Valid(text) {
+	if text == nil || !utf8.Valid(text) || !isShallow(text) {
+		return nil
+	}
+	// Fails for a number that is too large, too.
+	var whole interface{}
+	if json.Unmarshal(text, &whole) != nil {
 		return nil
 	}
 	decoder := json.NewDecoder(bytes.NewReader(text))
@@ -454,8 +459,10 @@ func textOf(raw json.RawMessage) (string, bool) {
 	return text, isText
 }
 
-// integerOf returns the integer in a JSON text, and whether it is one of 64 bits, without fraction and exponent.
+// integerOf returns the integer in a JSON text, and whether it is one that is exact in every language, without fraction and
+// exponent.
 func integerOf(raw json.RawMessage) (int64, bool) {
 	value, err := strconv.ParseInt(string(raw), 10, 64)
-	return value, err == nil && string(raw) != "-0"
+	isExact := -1<<53 < value && value < 1<<53
+	return value, err == nil && isExact && string(raw) != "-0"
 }

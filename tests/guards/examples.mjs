@@ -45,7 +45,7 @@ const reason = ({ body }) => body.details?.[0].reason;
 async function serve(name, [command, ...args], port) {
     const env = {
         ...process.env,
-        ...{ SESSIOND_URL: server.url, SESSIOND_PROJECT_ID: server.project, SESSIOND_SERVER_KEY: server.verifierKey },
+        ...{ SESSIOND_URL: server.url, SESSIOND_PROJECT_ID: server.project, SESSIOND_VERIFIER_KEY: server.verifierKey },
         ...{ PORT: port, PYTHONPATH: join(ROOT, "clients/python/src"), PYTHONDONTWRITEBYTECODE: "1" },
     };
     const service = start(command, args, { env, stdio: ["ignore", "ignore", process.env.GUARDS_LOG ? "inherit" : "ignore"] });

@@ -12,7 +12,7 @@ const directory = await mkdtemp(join(process.env.SESSIOND_GUARDS_DIR ?? tmpdir()
 await chmod(directory, 0o711);
 const server = await Sessiond.start(join(directory, "sessiond"));
 const port = String(await freePort());
-const env = { ...process.env, ...server.env, SESSIOND_SERVER_KEY: server.verifierKey, PORT: port, MCP_URL: `http://127.0.0.1:${port}/mcp` };
+const env = { ...process.env, ...server.env, SESSIOND_VERIFIER_KEY: server.verifierKey, PORT: port, MCP_URL: `http://127.0.0.1:${port}/mcp` };
 const mcp = start(process.execPath, ["server.mjs"], { cwd, env, stdio: ["ignore", "ignore", process.env.GUARDS_LOG ? "inherit" : "ignore"] });
 await eventually("the MCP server listens", () => mcp.exitCode !== null || call(env.MCP_URL).then(({ status }) => status === 401));
 const [code] = await once(start(process.execPath, ["test.mjs"], { cwd, env: { ...env, SESSIOND_SERVER_KEY: server.serverKey }, stdio: ["ignore", "inherit", "inherit"] }), "exit");

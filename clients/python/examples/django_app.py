@@ -15,7 +15,7 @@ settings.configure(
         "url": os.environ["SESSIOND_URL"].split(","),
         "project": os.environ["SESSIOND_PROJECT_ID"],
         "issuer": os.environ.get("SESSIOND_ISSUER", os.environ["SESSIOND_URL"]),
-        "server_key": os.environ["SESSIOND_SERVER_KEY"],
+        "server_key": os.environ["SESSIOND_VERIFIER_KEY"],
     },
 )
 

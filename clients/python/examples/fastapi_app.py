@@ -1,7 +1,7 @@
 """A service behind the guard, with FastAPI: it knows the signed-in user, and refuses a signed-out one at once. With `./run` in
 another shell:
 
-    . .sessiond/dev.env && export SESSIOND_URL SESSIOND_PROJECT_ID SESSIOND_SERVER_KEY
+    . .sessiond/dev.env && export SESSIOND_URL SESSIOND_PROJECT_ID SESSIOND_VERIFIER_KEY
     uvicorn --app-dir clients/python/examples fastapi_app:app --port 8082
 
     curl -i localhost:8082/ -H "Authorization: Bearer $SESSIOND_ACCESS_TOKEN"      # 200: who you are
@@ -20,7 +20,7 @@ guard = Guard.connect(
     url=os.environ["SESSIOND_URL"].split(","),
     project=os.environ["SESSIOND_PROJECT_ID"],
     issuer=os.environ.get("SESSIOND_ISSUER", os.environ["SESSIOND_URL"]),
-    server_key=os.environ["SESSIOND_SERVER_KEY"],
+    server_key=os.environ["SESSIOND_VERIFIER_KEY"],
 )
 
 app = FastAPI()

@@ -233,29 +233,26 @@ async fn stream(guard: &GuardState, replica: &Replica, progress: &mut Progress) 
 pub(super) struct StreamReader<'a> {
     guard: &'a GuardState,
     delay: Delay,
-    /// The snapshot that is being received, or waits for a heartbeat, which says how old it is.
-    snapshot: Option<RevokedSet>,
-    /// Whether the snapshot is complete, and where to resume once it has replaced the set.
-    is_whole: bool,
-    cursor: Option<String>,
+    snapshot: Option<Snapshot>,
     /// Whether this stream has replaced the set by a snapshot.
     has_new_snapshot: bool,
     received_at: Instant,
+}
+
+/// The snapshot that is being received, or waits for a heartbeat, which says how old it is.
+#[derive(Default)]
+struct Snapshot {
+    set: RevokedSet,
+    is_whole: bool,
+    /// Where to resume once it has replaced the set.
+    cursor: Option<String>,
 }
 
 impl<'a> StreamReader<'a> {
     pub(super) const fn new(guard: &'a GuardState, progress: &mut Progress, begun_at: Instant) -> Self {
         progress.stale.begin();
         let delay = Delay::new(begun_at);
-        Self {
-            guard,
-            delay,
-            snapshot: None,
-            is_whole: false,
-            cursor: None,
-            has_new_snapshot: false,
-            received_at: begun_at,
-        }
+        Self { guard, delay, snapshot: None, has_new_snapshot: false, received_at: begun_at }
     }
 
     /// Applies a message. Returns the previous set if a snapshot has replaced it.
@@ -277,50 +274,53 @@ impl<'a> StreamReader<'a> {
         self.received_at = at;
         let mut previous = None;
         match message.event {
-            Some(Event::SnapshotBegin(_)) => {
-                (self.snapshot, self.is_whole, self.cursor) = (Some(RevokedSet::default()), false, None);
-            }
+            Some(Event::SnapshotBegin(_)) => self.snapshot = Some(Snapshot::default()),
             Some(Event::Revocations(batch)) => {
-                let current;
-                let set = match &self.snapshot {
-                    Some(snapshot) => snapshot,
-                    None => {
-                        current = guard.revocations.current();
-                        &current
-                    }
+                let current = guard.revocations.current();
+                let sets = match &self.snapshot {
+                    None => [Some(&*current), None],
+                    Some(Snapshot { set, is_whole: false, .. }) => [Some(set), None],
+                    // What comes while a snapshot waits is news for the set in use too.
+                    Some(Snapshot { set, .. }) => [Some(set), Some(&*current)],
                 };
-                // Before too: a server that offers more than was asked for must not fill the memory a batch at a time.
-                check_size(set, guard.max_entries)?;
+                for set in sets.into_iter().flatten() {
+                    // Before too: a server that offers more than was asked for must not fill the memory a batch at a time.
+                    check_size(set, guard.max_entries)?;
+                    for revocation in &batch.revocations {
+                        insert(set, &guard.project, revocation, guard.time.elapsed())
+                            .ok_or(StreamEnd::UnknownRevocation)?;
+                    }
+                    check_size(set, guard.max_entries)?;
+                }
                 for revocation in &batch.revocations {
                     if let Some(PbTarget::Withheld(withheld)) = &revocation.ended {
                         increment(&guard.counters.withheld);
                         progress.logged.withheld(&withheld.kind);
                     }
-                    insert(set, &guard.project, revocation, guard.time.elapsed())
-                        .ok_or(StreamEnd::UnknownRevocation)?;
                 }
-                check_size(set, guard.max_entries)?;
             }
             Some(Event::SnapshotComplete(_)) => {
-                self.is_whole = self.snapshot.is_some();
+                if let Some(snapshot) = &mut self.snapshot {
+                    snapshot.is_whole = true;
+                }
                 // What it revokes counts at once if nothing else is known.
                 if !guard.revocations.is_complete() {
                     previous = self.use_snapshot(progress);
                 }
             }
             Some(Event::Heartbeat(heartbeat))
-                if self.is_whole || guard.revocations.is_complete() && self.snapshot.is_none() =>
+                if self.snapshot.as_ref().map_or(guard.revocations.is_complete(), |snapshot| snapshot.is_whole) =>
             {
                 let age = Duration::from_millis(heartbeat.age_ms.try_into().unwrap_or(0));
                 let stream_age = heartbeat.stream_age_ms.map(|millis| millis.try_into().unwrap_or(0));
                 let age = age + self.delay.of_heartbeat(at, stream_age.map(Duration::from_millis));
                 let leaves = progress.stale.should_leave(age, at);
-                // A stale replica may know less than the set that is in use has.
-                if !leaves || guard.revocations.age(&guard.time).is_none_or(|before| age <= before) {
+                // A replica may know less than the set that is in use has, and what is known to be revoked stays so.
+                if guard.revocations.age(&guard.time).is_none_or(|before| age <= before) {
                     previous = self.use_snapshot(progress);
                 }
                 // The set is at least as recent as it was before this stream, unless the stream has replaced it.
-                if !leaves || self.has_new_snapshot {
+                if self.snapshot.is_none() && (!leaves || self.has_new_snapshot) {
                     guard.revocations.set_age(&guard.time, age);
                 }
                 if leaves {
@@ -333,22 +333,21 @@ impl<'a> StreamReader<'a> {
             Some(Event::Heartbeat(_)) | None => {}
         }
         // A stream cannot be resumed within a snapshot.
-        match message.cursor {
-            Some(next) if self.snapshot.is_none() => progress.cursor = next,
-            Some(next) if self.is_whole => self.cursor = Some(next),
-            Some(_) | None => {}
+        match (message.cursor, &mut self.snapshot) {
+            (Some(next), None) => progress.cursor = next,
+            (next @ Some(_), Some(snapshot)) if snapshot.is_whole => snapshot.cursor = next,
+            (Some(_) | None, _) => {}
         }
         Ok(previous)
     }
 
     /// Replaces the set by the snapshot, if one is complete. Returns the previous set.
     fn use_snapshot(&mut self, progress: &mut Progress) -> Option<Arc<RevokedSet>> {
-        let snapshot = if self.is_whole { self.snapshot.take() } else { None };
-        self.is_whole = false;
-        self.has_new_snapshot |= snapshot.is_some();
-        let previous = self.guard.revocations.replace(snapshot?);
+        let Snapshot { set, cursor, .. } = self.snapshot.take_if(|snapshot| snapshot.is_whole)?;
+        self.has_new_snapshot = true;
+        let previous = self.guard.revocations.replace(set);
         increment(&self.guard.counters.snapshots);
-        if let Some(next) = self.cursor.take() {
+        if let Some(next) = cursor {
             progress.cursor = next;
         }
         Some(previous)

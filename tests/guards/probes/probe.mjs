@@ -5,14 +5,14 @@ import process from "node:process";
 import { Guard, Refusal } from "../../../clients/typescript/packages/guard/dist/index.js";
 import { sessiond } from "../../../clients/typescript/packages/guard/dist/express.js";
 
-const { url, project, issuer, serverKey, maxStalenessMs, failMode, maxEntries, startupTimeoutMs = 20_000, caFile, certificateFile, keyFile } = JSON.parse(process.env.PROBE);
+const { url, urls = url, project, issuer, serverKey, maxStalenessMs, failMode, maxEntries, startupTimeoutMs = 20_000, caFile, certificateFile, keyFile } = JSON.parse(process.env.PROBE);
 const read = (file) => file && readFileSync(file);
 
 let ahead = 0;
 const clock = { elapsed: () => performance.now(), now: () => Date.now() + ahead };
 const begun = performance.now();
 const guard = await Guard.connect({
-    ...{ url, project, issuer, serverKey, maxStaleness: maxStalenessMs, failMode, maxEntries, clock },
+    ...{ url: urls, project, issuer, serverKey, maxStaleness: maxStalenessMs, failMode, maxEntries, clock },
     tls: { ca: read(caFile), cert: read(certificateFile), key: read(keyFile) },
     startupTimeout: startupTimeoutMs,
     log: process.env.PROBE_LOG ? console.error : () => undefined,

@@ -34,7 +34,7 @@ if "certificateFile" in OPTIONS:
 CLOCK = ProbeClock()
 BEGUN = time.monotonic()
 GUARD = Guard.connect(
-    OPTIONS["url"],
+    OPTIONS.get("urls", OPTIONS["url"]),
     OPTIONS["project"],
     OPTIONS.get("serverKey"),
     OPTIONS["issuer"],

@@ -1,7 +1,7 @@
 // Command hello is a service behind the guard: it knows the signed-in user, and refuses a signed-out one at once. With ./run in
 // another shell:
 //
-//	. .sessiond/dev.env && export SESSIOND_URL SESSIOND_PROJECT_ID SESSIOND_SERVER_KEY
+//	. .sessiond/dev.env && export SESSIOND_URL SESSIOND_PROJECT_ID SESSIOND_VERIFIER_KEY
 //	(cd clients/go && go run ./examples/hello)
 //
 //	curl -i localhost:8082/ -H "Authorization: Bearer $SESSIOND_ACCESS_TOKEN"      # 200: who you are
@@ -27,7 +27,7 @@ func main() {
 		URLs:      strings.Split(os.Getenv("SESSIOND_URL"), ","),
 		Project:   os.Getenv("SESSIOND_PROJECT_ID"),
 		Issuer:    os.Getenv("SESSIOND_ISSUER"),
-		ServerKey: os.Getenv("SESSIOND_SERVER_KEY"),
+		ServerKey: os.Getenv("SESSIOND_VERIFIER_KEY"),
 	})
 	if err != nil {
 		log.Fatal(err)

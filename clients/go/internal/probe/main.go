@@ -37,6 +37,7 @@ func (c *clock) Now() time.Duration {
 func main() {
 	var options struct {
 		URL, Project, Issuer, ServerKey, FailMode string
+		URLs                                      []string
 		MaxStalenessMs, StartupTimeoutMs          int64
 		MaxEntries                                int
 		CAFile, CertificateFile, KeyFile          string
@@ -53,10 +54,14 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	urls := options.URLs
+	if len(urls) == 0 {
+		urls = []string{options.URL}
+	}
 	now := &clock{}
 	begun := time.Now()
 	g, err := guard.Connect(context.Background(), guard.Options{
-		URLs: []string{options.URL}, Project: options.Project, Issuer: options.Issuer, ServerKey: options.ServerKey,
+		URLs: urls, Project: options.Project, Issuer: options.Issuer, ServerKey: options.ServerKey,
 		MaxStaleness: time.Duration(options.MaxStalenessMs) * time.Millisecond, MaxEntries: options.MaxEntries,
 		FailMode:       map[string]guard.FailMode{"introspect": guard.Introspect, "accept_until_expiry": guard.AcceptUntilExpiry}[options.FailMode],
 		StartupTimeout: time.Duration(options.StartupTimeoutMs) * time.Millisecond, Clock: now, Log: log.New(output, "", 0),

@@ -1,6 +1,6 @@
 """Middleware for Django, sync and async. In the settings:
 
-    SESSIOND_GUARD = {"url": "http://sessiond:8080", "project": "shop", "server_key": os.environ["SESSIOND_SERVER_KEY"]}
+    SESSIOND_GUARD = {"url": "http://sessiond:8080", "project": "shop", "server_key": os.environ["SESSIOND_VERIFIER_KEY"]}
     MIDDLEWARE = ["sessiond_guard.django.SessiondMiddleware", …]
 
 A view reads `request.principal`. `@requires(acr=["aal2"], max_age=300)` on a view asks for more. Every process has one guard, which

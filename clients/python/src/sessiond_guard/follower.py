@@ -207,12 +207,12 @@ class StreamReader:
         replica because of the age."""
         feed = self._feed
         leaves = self._progress.should_leave(age, at, feed)
-        # A stale replica may know less than the set that is in use has.
+        # A replica may know less than the set that is in use has, and what is known to be revoked stays so.
         before = feed.revocations.age(feed.time)
-        if not leaves or before is None or age <= before:
+        if before is None or age <= before:
             self._use_snapshot()
         # The set is at least as recent as it was before this stream, unless the stream has replaced it.
-        if not leaves or self._has_new_snapshot:
+        if self._snapshot is None and (not leaves or self._has_new_snapshot):
             feed.revocations.set_age(feed.time, age)
         return leaves
 
@@ -241,8 +241,11 @@ class StreamReader:
 
     def _insert(self, batch: List[Any]) -> Optional[str]:
         feed = self._feed
-        revoked = feed.revocations.set if self._snapshot is None else self._snapshot
-        if len(revoked) > feed.max_entries:
+        sets = [feed.revocations.set] if self._snapshot is None else [self._snapshot]
+        if self._snapshot is not None and self._is_whole:
+            # What comes while a snapshot waits is news for the set in use too.
+            sets.append(feed.revocations.set)
+        if any(len(revoked) > feed.max_entries for revoked in sets):
             return "too_many_entries"
         now = feed.time.elapsed()
         # Most entries of a batch are kept until the same second, and share the number.
@@ -258,8 +261,9 @@ class StreamReader:
             retain = max(0, _integer(revocation.get("retain_seconds")))
             if retain not in seconds:
                 seconds[retain] = second_after(now, retain)
-            revoked.insert(target, seconds[retain])
-        return "too_many_entries" if len(revoked) > feed.max_entries else None
+            for revoked in sets:
+                revoked.insert(target, seconds[retain])
+        return "too_many_entries" if any(len(revoked) > feed.max_entries for revoked in sets) else None
 
 
 def _target(revocation: Dict[str, Any]) -> Optional[Target]:

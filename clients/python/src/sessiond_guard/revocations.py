@@ -92,7 +92,9 @@ class RevokedSet:
         if principal.kid in self._keys or (self._sessions and _number(principal.session_id) in self._sessions):
             return True
         project_epoch, user_epoch = principal.claims["epoch"]
-        if self._project is not None and project_epoch < self._project[0]:
+        # Read once, because another thread may forget it.
+        project = self._project
+        if project is not None and project_epoch < project[0]:
             return True
         cut_off = self._users.get(principal.user_id) if self._users else None
         if cut_off is None:

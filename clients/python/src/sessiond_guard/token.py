@@ -218,8 +218,8 @@ def _read_claims(payload: str) -> Optional[Dict[str, Any]]:
 
 
 def _is_integer(value: object) -> bool:
-    """Whether it is an integer of 64 bits. `type`, because a bool is an int."""
-    return type(value) is int and -(1 << 63) <= value < 1 << 63
+    """Whether it is an integer that is exact in every language. `type`, because a bool is an int."""
+    return type(value) is int and abs(value) < 1 << 53
 
 
 #: The names of which there may be only one. Of the application's own claims the last one counts, as everywhere.
@@ -263,6 +263,8 @@ def _depth(text: str) -> int:
 
 
 def _integer(text: str) -> Union[int, float]:
+    if len(text) > 308:
+        _float(text)
     # A negative zero is no integer.
     return int(text) if text != "-0" else -0.0
 

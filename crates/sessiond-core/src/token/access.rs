@@ -93,15 +93,35 @@ fn is_zero(number: &i64) -> bool {
 
 /// Who acts as the user (RFC 8693 §4.1).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "serde_json::Map<String, serde_json::Value>")]
 pub struct Actor {
     /// The impersonator's id, as the host application chose it.
     pub sub: String,
+}
+
+impl TryFrom<serde_json::Map<String, serde_json::Value>> for Actor {
+    type Error = &'static str;
+
+    /// By way of a map, so that everything in it is read as strictly as the other claims are.
+    fn try_from(mut members: serde_json::Map<String, serde_json::Value>) -> Result<Self, &'static str> {
+        match members.remove("sub") {
+            Some(serde_json::Value::String(sub)) => Ok(Self { sub }),
+            _ => Err("`act` must have a `sub`, as text"),
+        }
+    }
 }
 
 impl Claims {
     /// Whether the token has expired at this moment. Half-open: at `exp` exactly, it has (RFC 7519 §4.1.4).
     pub fn expired_at(&self, now: Timestamp) -> bool {
         Timestamp::from_seconds(self.exp) <= now
+    }
+
+    /// Whether every language can represent its integers: in JavaScript those up to 2⁵³ − 1 are exact.
+    pub(super) fn has_safe_integers(&self) -> bool {
+        let [project, user] = self.epoch;
+        let all = [self.iat, self.exp, project, user, self.session_epoch, self.auth_time.unwrap_or_default()];
+        all.iter().all(|number| number.unsigned_abs() < 1 << 53)
     }
 }
 

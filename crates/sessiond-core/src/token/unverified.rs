@@ -4,7 +4,7 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::Algorithm;
+use serde::Deserialize;
 
 use super::access::Claims;
 use super::access::Issuer;
@@ -34,6 +34,26 @@ impl fmt::Debug for UnverifiedToken<'_> {
     }
 }
 
+/// What counts of a header.
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    typ: Option<String>,
+    kid: Option<String>,
+    crit: Option<serde_json::Value>,
+    /// Ignored, whatever their types (RFC 7515 §4). Without this a list would be read as a header.
+    #[serde(flatten)]
+    _others: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Header {
+    fn read(text: &str) -> Option<Self> {
+        let (message, _) = text.rsplit_once('.')?;
+        let (header, _) = message.rsplit_once('.')?;
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()
+    }
+}
+
 impl<'a> UnverifiedToken<'a> {
     /// Parses the header: requires ES256, `typ: at+jwt`, a well-formed `kid`, and no `crit`.
     ///
@@ -44,7 +64,7 @@ impl<'a> UnverifiedToken<'a> {
         if text.len() > LENGTH_MAX {
             return Err(VerifyError::Unparsable);
         }
-        let header = jsonwebtoken::decode_header(text).map_err(|_| VerifyError::Unparsable)?;
+        let header = Header::read(text).ok_or(VerifyError::Unparsable)?;
         let typed = header.typ.as_deref().is_some_and(|typ| {
             // RFC 7515 §4.1.9: `application/` may be omitted, and media types are case-insensitive.
             typ.eq_ignore_ascii_case(TYPE) || typ.eq_ignore_ascii_case("application/at+jwt")
@@ -52,7 +72,7 @@ impl<'a> UnverifiedToken<'a> {
         // RFC 7515 §4.1.11: extensions in `crit` must be supported, and none is.
         let key = header.kid.as_deref().and_then(KeyId::parse);
         match key {
-            Some(key) if typed && header.alg == Algorithm::ES256 && header.crit.is_none() => Ok(Self { text, key }),
+            Some(key) if typed && header.alg == "ES256" && header.crit.is_none() => Ok(Self { text, key }),
             _ => Err(VerifyError::Unparsable),
         }
     }
@@ -98,7 +118,8 @@ impl<'a> UnverifiedToken<'a> {
 /// Decodes the payload.
 fn claims(message: &str) -> Option<Claims> {
     let (_, payload) = message.split_once('.')?;
-    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
+    let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+    claims.has_safe_integers().then_some(claims)
 }
 
 fn check(claims: Claims, project: &ProjectId, issuer: &Issuer) -> Result<Claims, VerifyError> {
@@ -113,6 +134,7 @@ fn check(claims: Claims, project: &ProjectId, issuer: &Issuer) -> Result<Claims,
 
 #[cfg(test)]
 mod tests {
+    use jsonwebtoken::Algorithm;
     use jsonwebtoken::EncodingKey;
     use jsonwebtoken::Header;
     use secrecy::ExposeSecret as _;

@@ -144,7 +144,20 @@ fn accepted_tokens() -> Vec<Value> {
         ),
         good("a duplicate of the application's own claim", &base.and("role", r#""a""#).and("role", r#""b""#)),
         good("nested 100 deep", &base.with("deep", format!("{}{}", "[".repeat(100), "]".repeat(100)))),
-        good("negative epochs", &base.with("epoch", "[-1,-9223372036854775808]")),
+        good("negative epochs", &base.with("epoch", "[-1,-9007199254740991]")),
+        silent(good("a future nbf, which sessiond never issues", &base.with("nbf", "1900000000"))),
+        {
+            let mut case = good(
+                "the actor's id twice, of which the last counts",
+                &base.with("act", r#"{"sub":"eve","sub":"bob"}"#),
+            );
+            case["impersonator"] = "bob".into();
+            case
+        },
+        good(
+            "a number of 309 digits in the application's own claim",
+            &base.with("role", format!("1{}", "0".repeat(308))),
+        ),
         good("the latest exp that there is", &base.with("exp", "9007199254740991")),
         {
             let token = ONE.jwt(ONE.header().replace("at+jwt", "application/at+jwt"), base.json());
@@ -161,6 +174,15 @@ fn accepted_tokens() -> Vec<Value> {
         {
             let token = ONE.jwt(ONE.header().replace('}', r#","jku":"https://evil.example/keys"}"#), base.json());
             accepted(case("a jku, which is ignored", token, "accepted", Oracle::Good), "ada", SESSION)
+        },
+        {
+            let other = r#","cty":1,"jku":{},"jwk":"x","url":null,"x5c":[1]}"#;
+            let token = ONE.jwt(ONE.header().replace('}', other), base.json());
+            silent(accepted(
+                case("other header parameters of any type", token, "accepted", Oracle::Good),
+                "ada",
+                SESSION,
+            ))
         },
         {
             // Some libraries refuse what they do not know.
@@ -398,7 +420,7 @@ fn malformed_claims() -> Vec<Value> {
         "sub twice, once with an escape",
         ONE.jwt(ONE.header(), base.and("sub", "\"eve\"").json().replacen("\"sub\"", r#""\u0073ub""#, 1)),
     )));
-    let own: [(&str, &'static str, String); 33] = [
+    let own: [(&str, &'static str, String); 37] = [
         ("sub that is empty", "sub", r#""""#.into()),
         ("sub of the caller", "sub", r#""me""#.into()),
         ("sub with a line feed", "sub", r#""a\nb""#.into()),
@@ -422,6 +444,10 @@ fn malformed_claims() -> Vec<Value> {
         ("exp in text", "exp", r#""1800000600""#.into()),
         ("exp beyond 64 bits", "exp", "9223372036854775808".into()),
         ("exp that is true", "exp", "true".into()),
+        ("exp that JavaScript cannot represent", "exp", "9007199254740992".into()),
+        ("epoch that JavaScript cannot represent", "epoch", "[0,9007199254740993]".into()),
+        ("epoch of the least 64 bits", "epoch", "[-9223372036854775808,3]".into()),
+        ("session_epoch that JavaScript cannot represent", "session_epoch", "9007199254740992".into()),
         ("epoch of one number", "epoch", "[0]".into()),
         ("epoch of three numbers", "epoch", "[0,3,0]".into()),
         ("epoch in text", "epoch", r#"["0","3"]"#.into()),
@@ -438,6 +464,20 @@ fn malformed_claims() -> Vec<Value> {
         odd("act without sub", &base.with("act", r#"{"iss":"x"}"#)),
         odd("act in text", &base.with("act", r#""support""#)),
         odd("act with a sub that is a number", &base.with("act", r#"{"sub":1}"#)),
+        odd("act that is a list", &base.with("act", r#"["bob"]"#)),
+        odd("act with SUB", &base.with("act", r#"{"SUB":"bob"}"#)),
+        odd("act with half of a surrogate pair", &base.with("act", r#"{"sub":"bob","x":"\ud83d"}"#)),
+        odd("act with a number that is too large", &base.with("act", r#"{"sub":"bob","x":1e400}"#)),
+        odd("a number that is too large", &base.with("role", "[-1e400]")),
+        odd("a number of 400 digits", &base.with("role", "9".repeat(400))),
+        silent(bad(
+            "a number that is too large in the header",
+            ONE.jwt(ONE.header().replace('}', r#","x":1e400}"#), base.json()),
+        )),
+        silent(bad(
+            "typ with a letter that is an i in small letters only",
+            ONE.jwt(ONE.header().replace("at+jwt", "appl\u{130}cation/at+jwt"), base.json()),
+        )),
         odd("nested 200 deep", &base.with("deep", format!("{}{}", "[".repeat(200), "]".repeat(200)))),
     ]);
     let raw = |name: &str, payload: &[u8]| silent(bad(name, ONE.jwt(ONE.header(), payload)));

@@ -1,7 +1,7 @@
 // A service behind the guard, with Express: it knows the signed-in user, and refuses a signed-out one at once. With `./run` in
 // another shell:
 //
-//     . .sessiond/dev.env && export SESSIOND_URL SESSIOND_PROJECT_ID SESSIOND_SERVER_KEY
+//     . .sessiond/dev.env && export SESSIOND_URL SESSIOND_PROJECT_ID SESSIOND_VERIFIER_KEY
 //     node clients/typescript/packages/guard/examples/express.mjs
 //
 //     curl -i localhost:8082/ -H "Authorization: Bearer $SESSIOND_ACCESS_TOKEN"      # 200: who you are
@@ -13,13 +13,13 @@ import { Guard } from "@sessiond/guard";
 import { sessiond } from "@sessiond/guard/express";
 import express from "express";
 
-const { SESSIOND_URL, SESSIOND_PROJECT_ID, SESSIOND_SERVER_KEY, SESSIOND_ISSUER = SESSIOND_URL, PORT = "8082" } = process.env;
+const { SESSIOND_URL, SESSIOND_PROJECT_ID, SESSIOND_VERIFIER_KEY, SESSIOND_ISSUER = SESSIOND_URL, PORT = "8082" } = process.env;
 
 const guard = await Guard.connect({
     url: SESSIOND_URL.split(","),
     project: SESSIOND_PROJECT_ID,
     issuer: SESSIOND_ISSUER,
-    serverKey: SESSIOND_SERVER_KEY,
+    serverKey: SESSIOND_VERIFIER_KEY,
 });
 
 const app = express();

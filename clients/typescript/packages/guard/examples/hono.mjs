@@ -6,13 +6,13 @@ import { Guard } from "@sessiond/guard";
 import { sessiond } from "@sessiond/guard/hono";
 import { Hono } from "hono";
 
-const { SESSIOND_URL, SESSIOND_PROJECT_ID, SESSIOND_SERVER_KEY, SESSIOND_ISSUER = SESSIOND_URL, PORT = "8082" } = process.env;
+const { SESSIOND_URL, SESSIOND_PROJECT_ID, SESSIOND_VERIFIER_KEY, SESSIOND_ISSUER = SESSIOND_URL, PORT = "8082" } = process.env;
 
 const guard = await Guard.connect({
     url: SESSIOND_URL.split(","),
     project: SESSIOND_PROJECT_ID,
     issuer: SESSIOND_ISSUER,
-    serverKey: SESSIOND_SERVER_KEY,
+    serverKey: SESSIOND_VERIFIER_KEY,
 });
 
 const app = new Hono();

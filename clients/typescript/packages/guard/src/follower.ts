@@ -243,10 +243,10 @@ export class StreamReader {
      */
     #isStale(age: number, at: number, time: Time): boolean {
         const leaves = this.#progress.shouldLeave(age, at, this.#feed);
-        // A stale replica may know less than the set that is in use has.
-        if (!leaves || age <= (this.#feed.revocations.age(time) ?? Infinity)) this.#useSnapshot();
+        // A replica may know less than the set that is in use has, and what is known to be revoked stays so.
+        if (age <= (this.#feed.revocations.age(time) ?? Infinity)) this.#useSnapshot();
         // The set is at least as recent as it was before this stream, unless the stream has replaced it.
-        if (!leaves || this.#hasNewSnapshot) this.#feed.revocations.setAge(time, age);
+        if (!this.#snapshot && (!leaves || this.#hasNewSnapshot)) this.#feed.revocations.setAge(time, age);
         return leaves;
     }
 
@@ -277,8 +277,11 @@ export class StreamReader {
 
     #insert(batch: readonly unknown[]): StreamEnd | undefined {
         const { time, revocations, maxEntries } = this.#feed;
-        const set = this.#snapshot ?? revocations.set;
-        if (set.size > maxEntries) return "too_many_entries";
+        // What comes while a snapshot waits is news for the set in use too.
+        const isNews = !this.#snapshot || this.#isWhole;
+        const sets = this.#snapshot ? (isNews ? [this.#snapshot, revocations.set] : [this.#snapshot]) : [revocations.set];
+        const isFull = () => sets.some((set) => set.size > maxEntries);
+        if (isFull()) return "too_many_entries";
         const now = time.elapsed();
         const targets: Target[] = [];
         let isKnown = true;
@@ -289,12 +292,13 @@ export class StreamReader {
             // Ignoring it would accept revoked tokens.
             if (!target) break;
             if (target.kind === "withheld") this.#feed.onWithheld?.(String(objectOf(revocation.withheld).kind));
-            set.insert(target, now + Math.max(0, integerOf(revocation.retain_seconds)) * 1_000);
-            if (!this.#snapshot) targets.push(target);
+            const until = now + Math.max(0, integerOf(revocation.retain_seconds)) * 1_000;
+            for (const set of sets) set.insert(target, until);
+            if (isNews) targets.push(target);
         }
         if (targets.length > 0) this.#feed.onRevoked?.(targets);
         if (!isKnown) return "unknown_revocation";
-        return set.size > maxEntries ? "too_many_entries" : undefined;
+        return isFull() ? "too_many_entries" : undefined;
     }
 }
 

@@ -226,7 +226,7 @@ function readObject(encoded: string): Map<string, string> | undefined {
         text = UTF8.decode(bytes);
         const value: unknown = JSON.parse(text);
         if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
-        if (/\\u[dD]/.test(text) && !isWellFormed(value)) return undefined;
+        if (/\\u[dD]|\d[eE]|\d{309}/.test(text) && !isWellFormed(value)) return undefined;
     } catch {
         return undefined;
     }
@@ -259,8 +259,9 @@ function readObject(encoded: string): Map<string, string> | undefined {
     return members;
 }
 
-/** Whether no text in a value has half of a surrogate pair, which is not Unicode. */
+/** Whether no text in a value has half of a surrogate pair, which is not Unicode, and no number is too large. */
 function isWellFormed(value: unknown): boolean {
+    if (typeof value === "number") return Number.isFinite(value);
     if (typeof value === "string") return !/\p{Surrogate}/u.test(value);
     if (typeof value !== "object" || value === null) return true;
     return Object.entries(value).every(([name, member]) => isWellFormed(name) && isWellFormed(member));
@@ -271,8 +272,7 @@ function textOf(raw: string | undefined): string | undefined {
     return raw?.startsWith('"') ? (JSON.parse(raw) as string) : undefined;
 }
 
-/** Whether a JSON text is an integer of 64 bits, without fraction and exponent. */
+/** Whether a JSON text is an integer that is exact in every language, without fraction and exponent. */
 function isInteger(raw: string | undefined): boolean {
-    if (raw === undefined || !/^(?:0|-?[1-9]\d{0,18})$/.test(raw)) return false;
-    return raw.length < 17 || BigInt.asIntN(64, BigInt(raw)) === BigInt(raw);
+    return raw !== undefined && /^(?:0|-?[1-9]\d{0,15})$/.test(raw) && Number.isSafeInteger(Number(raw));
 }
