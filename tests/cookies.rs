@@ -19,7 +19,7 @@ use sessiond_core::{
     id::ProjectId,
     session::{
         RevokeReason,
-        policy::{CookieScope, LateRepeat, SameSite},
+        policy::{COOKIE_GRACE_MIN, CookieScope, LateRepeat, SameSite},
     },
 };
 use tonic::Code;
@@ -865,6 +865,26 @@ async fn a_shared_refresh_does_not_outlive_its_token() {
         assert_eq!((passed.status, passed.set_cookies.len()), (200, 2), "after {seconds} s");
     }
     assert_eq!(rotations(&service, &browser.session).await, 1);
+}
+
+/// The new cookies come with the application's response. One that takes half a minute brings them after those of a request that
+/// began later, by the same old cookie; the browser then has the first ones, and stays signed in.
+#[tokio::test]
+async fn a_slow_response_signs_nobody_out() {
+    let service = start().await;
+    service.set_policy(|policy| policy.refresh_grace = COOKIE_GRACE_MIN).await;
+    let mut browser = sign_in(&service, "ada").await;
+    service.clock.advance(ACCESS_TTL);
+    let slow = pass(&service, Route::Path, "", &Asked::get(browser.headers())).await;
+    service.clock.advance(COOKIE_GRACE_MIN / 2);
+    let other = pass(&service, Route::Path, "", &Asked::get(browser.headers())).await;
+    assert_eq!((slow.status, other.status, other.set_cookies.len()), (200, 200, 2));
+    browser.take(other.set_cookies.iter().map(String::as_str));
+    browser.take(slow.set_cookies.iter().map(String::as_str));
+    service.clock.advance(ACCESS_TTL);
+    let next = pass(&service, Route::Path, "", &Asked::get(browser.headers())).await;
+    assert_eq!((next.status, next.set_cookies.len()), (200, 2));
+    assert_eq!(rotations(&service, &browser.session).await, 2);
 }
 
 /// A result is for the requests of one page. If all of them are gone when it arrives, it must not stay: much later, the old cookie

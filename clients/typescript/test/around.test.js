@@ -94,15 +94,24 @@ describe("middlewares", { concurrency: true }, () => {
         const options = { url: SESSIOND_URL, project: COOKIE_PROJECT, cookies: true, login: "/login", timeoutMs: 10_000 };
         const hello = (session) => ({ hello: session.userId });
         const [ofExpress, ofFastify, ofHono] = [express(), Fastify(), new Hono()];
-        ofExpress.use(forExpress(options)).all("/{*page}", (request, response) => response.json(hello(request.sessiond)));
+        // Each handler lets caches keep its response, which new cookies in it rule out.
+        const shared = "public, max-age=600";
+        ofExpress.use(forExpress(options)).get("/raw/:kind", (request, response) => {
+            const headers = { "Cache-Control": shared, "x-raw": "1" };
+            response.writeHead(200, request.params.kind === "list" ? Object.entries(headers).flat() : headers).end("{}");
+        });
+        ofExpress.all("/{*page}", (request, response) => response.set("cache-control", shared).json(hello(request.sessiond)));
         const listening = ofExpress.listen(0, "127.0.0.1");
         await once(listening, "listening");
         t.after(() => listening.close());
         await ofFastify.register(forFastify, options);
-        ofFastify.all("/*", async (request) => hello(request.sessiond));
+        ofFastify.all("/*", async (request, reply) => {
+            reply.header("cache-control", shared);
+            return hello(request.sessiond);
+        });
         t.after(() => ofFastify.close());
-        ofHono.use(forHono(options)).all("*", (context) => context.json(hello(context.get("sessiond"))));
-        const ofNext = forNext(options)((_request, _context, session) => Response.json(hello(session)));
+        ofHono.use(forHono(options)).all("*", (context) => context.json(hello(context.get("sessiond")), 200, { "cache-control": shared }));
+        const ofNext = forNext(options)((_request, _context, session) => Response.json(hello(session), { headers: { "cache-control": shared } }));
         const frameworks = {
             // Not by `fetch`, which says `Sec-Fetch-Mode: cors`.
             express: (path, { method = "GET", headers }) => new Promise((answered, failed) => {
@@ -128,11 +137,16 @@ describe("middlewares", { concurrency: true }, () => {
             const own = { "sec-fetch-site": "same-origin" };
             const fresh = await ask("/a", { headers: { ...own, cookie: `${access}; ${refresh}` } });
             assert.deepEqual([fresh.status, await fresh.json(), fresh.headers.getSetCookie()], [200, { hello: user }, []], name);
+            assert.equal(fresh.headers.get("cache-control"), shared, name);
             const renewed = await ask("/a", { headers: { ...own, cookie: refresh } });
             assert.deepEqual([renewed.status, await renewed.json()], [200, { hello: user }], name);
             const names = renewed.headers.getSetCookie().map((cookie) => cookie.split("=")[0]);
             assert.deepEqual(names, [access, refresh].map((cookie) => cookie.split("=")[0]), name);
             assert.match(renewed.headers.get("cache-control"), /no-store/, name);
+            for (const kind of name === "express" ? ["list", "object"] : []) {
+                const raw = await ask(`/raw/${kind}`, { headers: { ...own, cookie: refresh } });
+                assert.deepEqual([raw.headers.get("cache-control"), raw.headers.get("x-raw"), raw.headers.getSetCookie().length], ["no-store", "1", 2], kind);
+            }
             const foreign = await ask("/a", { method: "POST", headers: { cookie: `${access}; ${refresh}`, "sec-fetch-site": "cross-site" } });
             assert.equal(foreign.status, 403, name);
             const page = await ask("/a?b=c", { headers: { accept: "text/html" } });

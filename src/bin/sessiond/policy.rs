@@ -8,6 +8,7 @@ use serde_json::Map;
 use serde_json::Value;
 use sessiond::config::duration;
 use sessiond_core::session::Policy;
+use sessiond_core::session::policy::COOKIE_GRACE_MIN;
 use sessiond_core::session::policy::CookieScope;
 use sessiond_core::session::policy::LateRepeat;
 use sessiond_core::session::policy::Overflow;
@@ -31,7 +32,7 @@ pub(crate) struct PolicyArgs {
     access_token_ttl: Option<Duration>,
 
     /// How long after a refresh the old refresh token still returns the same successor: 0s to 1h. Default for a new
-    /// project: 10s.
+    /// project: 10s, which `--cookies` raises to 60s, because new cookies come with the application's response.
     #[arg(long, value_parser = duration::<0, 3_600_000>, value_name = "DURATION")]
     refresh_grace: Option<Duration>,
 
@@ -241,6 +242,10 @@ impl PolicyArgs {
             policy.default_claims = Arc::clone(claims);
         }
         if let Some(scope) = cookies {
+            let is_default = refresh_grace.is_none() && policy.refresh_grace == Policy::default().refresh_grace;
+            if is_default && !policy.cookies.scope.is_on() && scope.is_on() {
+                policy.refresh_grace = COOKIE_GRACE_MIN;
+            }
             policy.cookies.scope = scope.clone();
         }
         policy.cookies.same_site = cookies_same_site.unwrap_or(policy.cookies.same_site);
@@ -252,5 +257,35 @@ impl PolicyArgs {
         let mut policy = Policy::default();
         self.apply(&mut policy);
         policy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        policy: PolicyArgs,
+    }
+
+    #[test]
+    fn cookies_raise_the_default_refresh_grace() {
+        let mut policy = Policy::default();
+        let mut grace = |args: &[&str]| {
+            let args = ["update"].iter().chain(args);
+            Command::try_parse_from(args).unwrap_or_else(|error| panic!("{error}")).policy.apply(&mut policy);
+            policy.refresh_grace.as_secs()
+        };
+        assert_eq!(grace(&["--cookies", "off"]), 10);
+        assert_eq!(grace(&["--cookies", "host"]), 60);
+        assert_eq!(grace(&["--refresh-grace", "5s"]), 5);
+        grace(&["--cookies", "off"]);
+        assert_eq!(grace(&["--cookies", "example.org"]), 5, "somebody has chosen it");
+        grace(&["--cookies", "off", "--refresh-grace", "10s"]);
+        assert_eq!(grace(&["--cookies", "host", "--refresh-grace", "0s"]), 0);
     }
 }

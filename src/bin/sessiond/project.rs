@@ -6,6 +6,7 @@ use sessiond::config::Sealing;
 use sessiond::store::Project;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::Policy;
+use sessiond_core::session::policy::COOKIE_GRACE_MIN;
 
 use crate::policy::PolicyArgs;
 use crate::print;
@@ -90,7 +91,7 @@ async fn create(args: ProjectCreateArgs) -> CommandResult {
     let app = setup::operator(args.database, setup::sealer(&args.sealing)?).await?;
     let policy = args.policy.policy();
     app.project_create(args.id.clone(), policy.clone()).await?;
-    warn_of_strict_cookies(&policy);
+    warn_of_short_grace(&policy);
     Ok(print::done(format!("created project {}", args.id))?)
 }
 
@@ -115,16 +116,16 @@ async fn update(args: ProjectUpdateArgs) -> CommandResult {
     };
     let app = setup::operator(args.database, setup::no_sealer()).await?;
     let project = app.project_update(args.id, move |present| policy.apply(present)).await?;
-    warn_of_strict_cookies(&project.policy);
+    warn_of_short_grace(&project.policy);
     Ok(print::one(row(&project), OutputFormat::TEXT)?)
 }
 
-/// A page's requests are parallel, and no client in it can order them.
-fn warn_of_strict_cookies(policy: &Policy) {
-    if policy.cookies.scope.is_on() && policy.refresh_grace.is_zero() {
+/// A page's requests are parallel, no client in it can order them, and each brings its cookies when it is answered.
+fn warn_of_short_grace(policy: &Policy) {
+    if policy.cookies.scope.is_on() && policy.refresh_grace < COOKIE_GRACE_MIN {
         print::note(format_args!(
-            "with --refresh-grace 0s the parallel requests of one browser look like theft, and cookie mode signs its user out: give \
-             it a few seconds"
+            "cookies: a response that takes longer than --refresh-grace brings a refresh token that has been replaced meanwhile, which \
+             looks like theft and signs the user out: set it to at least {COOKIE_GRACE_MIN:?}, or to the proxy's response timeout"
         ));
     }
 }

@@ -9,6 +9,17 @@ export interface CreatedSession {
     set_cookies?: string[];
 }
 
+/**
+ * Ends the session of a browser's earlier cookies, if there was one: otherwise a slow response could bring them back, and the
+ * browser would be the earlier user again.
+ */
+export async function endSession(cookies: string | undefined): Promise<void> {
+    if (cookies === undefined) return;
+    // The header says that no other site's page asks.
+    const headers = { cookie: cookies, "x-sessiond-csrf": "1" };
+    await fetch(`${SESSIOND_URL}/auth/sessions/current`, { method: "DELETE", headers, signal: AbortSignal.timeout(5_000) });
+}
+
 /** Creates a session at sessiond. With `cookies`, its tokens are to be kept in cookies. */
 export async function createSession(userId: string, userAgent = "", cookies?: { persistent: boolean }): Promise<CreatedSession> {
     const response = await fetch(`${SESSIOND_URL}/auth/sessions`, {

@@ -4,7 +4,7 @@ import { fileURLToPath } from "node:url";
 import { isSameOrigin } from "@sessiond/server";
 import { sessiond, sessiondApi } from "@sessiond/server/express";
 import express from "express";
-import { createSession } from "./login.js";
+import { createSession, endSession } from "./login.js";
 
 const { SESSIOND_URL = "", SESSIOND_PROJECT_ID = "", PORT = "3000" } = process.env;
 
@@ -41,6 +41,9 @@ app.post("/login", express.urlencoded(), async (request, response) => {
     const session = await createSession(String(user), request.headers["user-agent"], { persistent: persistent === "on" });
     for (const cookie of session.set_cookies ?? []) response.append("set-cookie", cookie);
     response.redirect(303, returnPath(request.query["return_to"]));
+    // When the browser has the new cookies: its other tabs then go on with them, and are not signed out.
+    const earlier = request.headers.cookie;
+    setTimeout(() => void endSession(earlier).catch(() => console.error("an earlier session goes on until it expires")), 1_000);
 });
 
 // The client, as it is published.

@@ -489,6 +489,10 @@ impl StepUp {
     }
 }
 
+/// The least refresh grace that suits cookies. The new cookies come with the application's response, which may take a minute: until
+/// then the browser sends the old ones.
+pub const COOKIE_GRACE_MIN: Duration = Duration::from_secs(60);
+
 impl Default for Policy {
     fn default() -> Self {
         Self {

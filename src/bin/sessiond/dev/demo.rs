@@ -37,6 +37,7 @@ use serde_json::json;
 use sessiond::app::App;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::Policy;
+use sessiond_core::session::policy::COOKIE_GRACE_MIN;
 use sessiond_core::session::policy::CookieScope;
 use sessiond_guard::Guard;
 use sessiond_guard::GuardOptions;
@@ -173,7 +174,10 @@ impl Demo {
         if self.app.cookie_policy(&project).await.map_err(|error| error.to_string())?.is_some() {
             return Ok(());
         }
-        let turn_on = |policy: &mut Policy| policy.cookies.scope = CookieScope::Host;
+        let turn_on = |policy: &mut Policy| {
+            policy.cookies.scope = CookieScope::Host;
+            policy.refresh_grace = policy.refresh_grace.max(COOKIE_GRACE_MIN);
+        };
         self.app.project_update(project, turn_on).await.map_err(|error| error.to_string())?;
         self.app.keys().reload().await.map_err(|error| error.to_string())?;
         Ok(())

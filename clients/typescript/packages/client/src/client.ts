@@ -95,7 +95,7 @@ export class Client {
     #stopStream: () => void = () => {};
 
     constructor(options: ClientOptions) {
-        const { url, storage, storageKey = "sessiond", apiOrigins = [], watch = isBrowser, timeoutMs = 10_000 } = options;
+        const { url, storage, project, storageKey = project ? `sessiond.${project}` : "sessiond", apiOrigins = [], watch = isBrowser, timeoutMs = 10_000 } = options;
         const base = isBrowser ? location.href : undefined;
         const own = new URL(url, base);
         this.#wire = {
@@ -106,10 +106,7 @@ export class Client {
         };
         this.#storage = (storage === "memory" ? undefined : (storage ?? usableLocalStorage())) ?? memoryStorage();
         this.#key = storageKey;
-        if (options.cookies) {
-            const { project } = options;
-            this.#cookie = { "x-sessiond-csrf": "1", ...(project && { "x-sessiond-project": project }) };
-        }
+        if (options.cookies) this.#cookie = { "x-sessiond-csrf": "1", ...(project && { "x-sessiond-project": project }) };
         this.#origins = new Set([own, ...(base ? [base] : []), ...apiOrigins].map((one) => new URL(one, base).origin));
         if (isBrowser && storage !== "memory" && typeof BroadcastChannel !== "undefined") {
             this.#channel = new BroadcastChannel(storageKey);

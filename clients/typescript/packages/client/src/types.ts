@@ -83,11 +83,11 @@ export interface ClientOptions {
      * a token. Default: no.
      */
     cookies?: boolean;
-    /** In cookie mode: the project, needed if the host has cookies of several. */
+    /** The project, needed if pages of the origin use several: in cookie mode it selects the cookies. */
     project?: string;
     /** Default: `localStorage` where it works, else memory, which is lost on reload and not shared between tabs. */
     storage?: TokenStorage | "memory";
-    /** The storage key, and the channel's name. Default: `sessiond`. Choose one per project if pages share an origin. */
+    /** The storage key, and the channel's name. Default: `sessiond`, or `sessiond.` and the project if that is given. */
     storageKey?: string;
     /** Origins that `fetch` sends the token to, besides the page's own and sessiond's. */
     apiOrigins?: readonly string[];

@@ -144,6 +144,13 @@ export class SessiondDevices extends (globalThis.HTMLElement ?? (class {} as typ
     }
 
     connectedCallback(): void {
+        // Set before the element was defined, they hide its own properties.
+        for (const name of ["client", "labels"] as const) {
+            const given = Object.getOwnPropertyDescriptor(this, name);
+            if (!given) continue;
+            delete (this as { client?: unknown; labels?: unknown })[name];
+            Object.assign(this, { [name]: given.value });
+        }
         this.#stop ??= this.#list?.subscribe(() => this.#render());
         this.#render();
     }

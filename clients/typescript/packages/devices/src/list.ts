@@ -31,6 +31,7 @@ export class DeviceList {
     #timer: ReturnType<typeof setTimeout> | undefined;
     #stops: (() => void)[] = [];
     #shownSession: string | undefined;
+    #user: string | undefined;
 
     constructor(client: Client, pageSize = 50) {
         this.#client = client;
@@ -50,6 +51,8 @@ export class DeviceList {
             if (this.#listeners.size > 0) return;
             for (const stop of this.#stops.splice(0)) stop();
             clearTimeout(this.#timer);
+            // What changes from now on is not noticed.
+            this.#shownSession = undefined;
         };
     };
 
@@ -82,6 +85,11 @@ export class DeviceList {
     /** Loads the list again, as far as it was shown. Never rejects: `state.error` says why it failed. */
     async load(): Promise<void> {
         const { state } = this.#client;
+        if (state.status === "signed-in") {
+            // Nobody sees the sessions of the user before.
+            if (this.#user !== undefined && this.#user !== state.userId) this.#clear();
+            this.#user = state.userId;
+        }
         this.#shownSession = state.status === "signed-in" ? state.sessionId : undefined;
         await this.#read(Math.min(this.#state.devices.length, RELOADED_MAX), "", []);
     }

@@ -1,6 +1,6 @@
 import { type IncomingMessage, type ServerResponse, request as httpRequest } from "node:http";
 import { request as httpsRequest } from "node:https";
-import { type RequestSession, type VerifierOptions, createVerifier } from "./index.js";
+import { type Header, PRIVATE, type RequestSession, type VerifierOptions, addressOf, createVerifier } from "./index.js";
 
 declare module "http" {
     interface IncomingMessage {
@@ -17,13 +17,35 @@ export function sessiond(options: VerifierOptions) {
             const value = request.headers[name];
             return Array.isArray(value) ? value.join(", ") : value;
         };
-        verify({ method: request.method ?? "GET", path: (request as { originalUrl?: string }).originalUrl ?? request.url ?? "/", header }).then((verdict) => {
-            for (const [name, value] of verdict.headers) response.appendHeader(name, value);
+        verify({ method: request.method ?? "GET", path: (request as { originalUrl?: string }).originalUrl ?? request.url ?? "/", header, address: addressOf(request) }).then((verdict) => {
+            const headers = verdict.status ? verdict.headers : withoutCacheControl(verdict.headers);
+            for (const [name, value] of headers) response.appendHeader(name, value);
+            if (headers.length < verdict.headers.length) keepPrivate(response);
             if (verdict.status) return void response.writeHead(verdict.status).end(verdict.body);
             if (verdict.session) request.sessiond = verdict.session;
             next();
         }).catch(next);
     };
+}
+
+const withoutCacheControl = (headers: readonly Header[]) => headers.filter(([name]) => name !== "cache-control");
+
+/** Sets `Cache-Control` when the head is written, whatever the handler has said by then: the response has new cookies. */
+function keepPrivate(response: ServerResponse): void {
+    const writeHead = response.writeHead;
+    const isOther = (name: unknown) => String(name).toLowerCase() !== PRIVATE[0];
+    response.writeHead = ((...given: unknown[]) => {
+        // Headers that are given here take precedence over those that were set.
+        const last = given.length - 1;
+        const headers = given[last];
+        if (Array.isArray(headers)) {
+            given[last] = headers.flatMap((name: unknown, at) => (at % 2 === 0 && isOther(name) ? [name, headers[at + 1]] : []));
+        } else if (typeof headers === "object" && headers !== null) {
+            given[last] = Object.fromEntries(Object.entries(headers).filter(([name]) => isOther(name)));
+        }
+        response.setHeader(...PRIVATE);
+        return writeHead.apply(response, given as Parameters<typeof writeHead>);
+    }) as typeof writeHead;
 }
 
 /**
@@ -35,9 +57,12 @@ export function sessiondApi({ url }: { url: string }) {
     const send = target.startsWith("https:") ? httpsRequest : httpRequest;
     return (request: IncomingMessage, response: ServerResponse, next: (error?: unknown) => void): void => {
         const path = request.url ?? "";
-        if (!path.startsWith("/auth/")) return next();
-        // With the page's own host, by which sessiond tells a page of another origin.
-        const headers = { ...request.headers, "x-forwarded-host": request.headers.host };
+        // As it is read on the way: `/auth/../x` is not below `/auth/`.
+        if (!path.startsWith("/auth/") || !new URL(path, "http://localhost").pathname.startsWith("/auth/")) return next();
+        // With the page's own host, by which sessiond tells a page of another origin, and the address of the client. What the client
+        // says of that counts only if it passed through proxies of ours, which the application knows.
+        const headers = { ...request.headers, "x-forwarded-host": request.headers.host, "x-forwarded-for": addressOf(request) };
+        delete headers.forwarded;
         const onward = send(target + path, { method: request.method ?? "GET", headers }, (answer) => {
             response.writeHead(answer.statusCode ?? 502, answer.headers);
             response.flushHeaders();

@@ -1,5 +1,5 @@
-import type { FastifyPluginAsync } from "fastify";
-import { type RequestSession, type VerifierOptions, createVerifier } from "./index.js";
+import type { FastifyPluginAsync, FastifyReply } from "fastify";
+import { PRIVATE, type RequestSession, type VerifierOptions, createVerifier } from "./index.js";
 
 declare module "fastify" {
     interface FastifyRequest {
@@ -12,13 +12,20 @@ declare module "fastify" {
 export const sessiond: FastifyPluginAsync<VerifierOptions> = async (app, options) => {
     const verify = createVerifier(options);
     app.decorateRequest("sessiond", null);
+    /** The responses with new cookies, which caches must not keep, whatever the handler says. */
+    const renewed = new WeakSet<FastifyReply>();
+    app.addHook("onSend", async (_request, reply, payload) => {
+        if (renewed.has(reply)) reply.header(...PRIVATE);
+        return payload;
+    });
     app.addHook("onRequest", async (request, reply) => {
         const header = (name: string) => {
             const value = request.headers[name];
             return Array.isArray(value) ? value.join(", ") : value;
         };
-        const verdict = await verify({ method: request.method, path: request.url, header });
+        const verdict = await verify({ method: request.method, path: request.url, header, address: request.ip });
         for (const [name, value] of verdict.headers) reply.header(name, value);
+        if (verdict.headers.some(([name]) => name === "cache-control")) renewed.add(reply);
         if (verdict.status) return reply.code(verdict.status).send(verdict.body);
         request.sessiond = verdict.session ?? null;
     });

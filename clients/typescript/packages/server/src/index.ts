@@ -1,4 +1,4 @@
-import { type IncomingHttpHeaders, Agent as HttpAgent, request as httpRequest } from "node:http";
+import { type IncomingHttpHeaders, type IncomingMessage, Agent as HttpAgent, request as httpRequest } from "node:http";
 import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
 
 export { isSameOrigin } from "./origin.js";
@@ -36,6 +36,8 @@ export interface VerifiedRequest {
     /** The path and the query. */
     path: string;
     header(name: string): string | undefined;
+    /** The client's address. Counts if the application is one of sessiond's `--trusted-proxy`. */
+    address?: string | undefined;
 }
 
 /** What to do with a request: pass it on, or answer with `status`. Both with these response headers. */
@@ -47,7 +49,7 @@ export type Verdict =
 export type Header = readonly [name: string, value: string];
 
 /** Caches must not keep answers that depend on who asks. */
-const PRIVATE: Header = ["cache-control", "no-store"];
+export const PRIVATE: Header = ["cache-control", "no-store"];
 const UNAVAILABLE: Verdict = {
     status: 503,
     headers: [["retry-after", "1"], ["content-type", "text/plain; charset=utf-8"], PRIVATE],
@@ -66,6 +68,14 @@ const FORWARDED_BY_COOKIE = [
 function claimsOf(authorization: string): Record<string, unknown> {
     const payload = authorization.split(".")[1] ?? "";
     return JSON.parse(Buffer.from(payload, "base64url").toString());
+}
+
+/**
+ * The address of a request's client: in Express `request.ip`, which follows its setting `trust proxy`; elsewhere that of the
+ * connection. Never what the client itself says.
+ */
+export function addressOf(request: IncomingMessage): string | undefined {
+    return (request as { ip?: string }).ip ?? request.socket.remoteAddress;
 }
 
 /** Not by `fetch`, which adds headers of its own, `Sec-Fetch-Mode` among them. */
@@ -99,6 +109,7 @@ export function createVerifier(options: VerifierOptions): (request: VerifiedRequ
             const value = request.header(name);
             if (value !== undefined) headers[name] = value;
         }
+        if (request.address !== undefined) headers["x-forwarded-for"] = request.address;
         const host = request.header("host");
         if (cookies && host !== undefined) headers["x-forwarded-host"] = host;
         if (optional && !headers["authorization"] && !headers["cookie"]) return NOBODY;
