@@ -3,6 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use http::HeaderMap;
+use prost::Message as _;
+use prost_types::value::Kind;
+use prost_types::{ListValue, Struct, Value};
 use secrecy::ExposeSecret as _;
 use sessiond::pb::{CreateSessionRequest, ListSessionsRequest, RevokeReason, Session, SessionState};
 
@@ -80,6 +83,39 @@ async fn a_page_size_of_0_or_too_large_is_not_an_error() {
             let page = service.list(wire, service.key(), ListSessionsRequest { page_size, ..of("ada") }).await;
             assert_eq!(page.expect("lists").items.len(), expected, "{wire:?} {page_size:?}");
         }
+    }
+}
+
+/// gRPC clients accept responses of 4 MiB by default.
+#[tokio::test]
+async fn a_page_of_large_sessions_ends_early() {
+    let service = Service::start().await;
+    let labels = (0..32).map(|n| (format!("{n:063}"), "x".repeat(255))).collect();
+    let numbers = (0..900).map(|_| Value { kind: Some(Kind::NumberValue(1.0)) }).collect();
+    let list = Value { kind: Some(Kind::ListValue(ListValue { values: numbers })) };
+    let claims = Some(Struct { fields: BTreeMap::from([("n".to_owned(), list)]) });
+    let large = CreateSessionRequest { user_id: "ada".to_owned(), labels, claims, ..CreateSessionRequest::default() };
+    let mut expected = vec![];
+    for _ in 0..90 {
+        service.clock.advance(TICK);
+        let created = service.create(Wire::Grpc, large.clone()).await.expect("signs in");
+        expected.insert(0, created.session.expect("a session").id);
+    }
+    for wire in Wire::ALL {
+        let mut request = ListSessionsRequest { page_size: Some(1_000), ..of("ada") };
+        let (mut found, mut sizes) = (vec![], vec![]);
+        loop {
+            let page = service.list(wire, service.key(), request.clone()).await.expect("lists");
+            sizes.push(page.encoded_len());
+            found.extend(page.items.into_iter().map(|session| session.id));
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        assert_eq!(found, expected, "{wire:?}");
+        let (_, full) = sizes.split_last().expect("a page");
+        assert!(full.iter().all(|size| (1 << 20..3 << 20).contains(size)) && !full.is_empty(), "{wire:?}: {sizes:?}");
     }
 }
 

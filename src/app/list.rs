@@ -24,6 +24,13 @@ use sessiond_core::token::verified::VerifiedToken;
 /// The most rows that are read for one page. If the filter selects few of them, the page is short rather than slow (AIP-158).
 const ROWS_MAX: usize = 2_000;
 
+/// The most rows that are read at a time: a session may have 15 kB.
+const ROWS_AT_ONCE_MAX: usize = 512;
+
+/// The size of a page, in bytes, from which it is full whatever its number of sessions (AIP-158). gRPC clients accept responses
+/// of 4 MiB by default.
+const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+
 /// What to list.
 pub struct ListRequest {
     /// Whose sessions: `me`, a user's id, or `None` for every user.
@@ -177,8 +184,9 @@ impl App {
         // One more than fits, to learn whether there is a next page.
         let is_user = !asked.impersonations;
         let (mut read, mut looked_at, mut rows_max) = (PageRead::default(), 0, page_size + 1);
+        let mut bytes = 0;
         loop {
-            asked.rows_max = rows_max.min(ROWS_MAX - looked_at);
+            asked.rows_max = rows_max.min(ROWS_AT_ONCE_MAX).min(ROWS_MAX - looked_at);
             // If the filter selects few rows, a small page must not cost a query for every few rows.
             rows_max *= 2;
             let rows = self.store.sessions_page(asked.clone()).await?;
@@ -188,13 +196,14 @@ impl App {
                 if current == Some(stored.session.id) {
                     read.own = Some(OwnRow::new(&stored.session, present, now));
                 }
-                if read.items.len() == page_size {
+                if read.items.len() == page_size || bytes >= PAGE_BYTES_MAX {
                     return Ok(PageRead { next: asked.before, ..read });
                 }
                 asked.before = Some(stored.session.id);
                 // A filter must not reveal what is not shown.
                 let device = if is_user { stored.session.device_shown_to_user(now) } else { &stored.session.device };
                 if filter.selects(&stored.session, device, now, present) {
+                    bytes += stored.session.listed_bytes();
                     read.items.push(stored.session.with_epoch_revocation(present, raised));
                 }
             }

@@ -137,6 +137,27 @@ pub struct DeviceBefore {
     pub device: Device,
 }
 
+/// About how many bytes of a listed session are its ids, times and names of fields.
+const FIXED_BYTES: usize = 512;
+
+/// About how many bytes an entry of a map or list takes beside its text: numbers are longest, as JSON and as protobuf.
+const ENTRY_BYTES: usize = 24;
+
+fn object_bytes(object: &serde_json::Map<String, serde_json::Value>) -> usize {
+    object.iter().map(|(name, value)| name.len() + value_bytes(value)).sum()
+}
+
+fn value_bytes(value: &serde_json::Value) -> usize {
+    use serde_json::Value as Json;
+    let within = match value {
+        Json::Null | Json::Bool(_) | Json::Number(_) => 0,
+        Json::String(text) => text.len(),
+        Json::Array(items) => items.iter().map(value_bytes).sum(),
+        Json::Object(fields) => object_bytes(fields),
+    };
+    ENTRY_BYTES + within
+}
+
 /// One sign-in of one user on one device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {
@@ -208,6 +229,16 @@ pub struct EpochRaisedAt {
 }
 
 impl Session {
+    /// About how many bytes it takes in a list, as JSON or as protobuf.
+    pub fn listed_bytes(&self) -> usize {
+        let device =
+            |device: &Device| [&device.name, &device.user_agent].into_iter().flatten().map(String::len).sum::<usize>();
+        let labels: usize = self.labels.iter().map(|(key, value)| ENTRY_BYTES + key.len() + value.len()).sum();
+        let shown_device =
+            self.device_before.as_ref().map_or(0, |before| device(&before.device)).max(device(&self.device));
+        FIXED_BYTES + self.user.as_str().len() + shown_device + labels + object_bytes(&self.claims)
+    }
+
     /// Whether the session is live at this moment, under the present epochs.
     pub fn is_live(&self, now: Timestamp, present: Epoch) -> bool {
         self.lifetime().is_live(now, present)
