@@ -176,7 +176,7 @@ pub struct Web {
     pub base_paths: Vec<String>,
 
     /// An origin that browsers may call from, such as `https://app.example.org` or `capacitor://localhost`; may be
-    /// repeated. `*` allows every origin, which is safe: no cookie is ever read.
+    /// repeated. `*` allows every origin, which is safe: cookies count only on pages of the server's own origin.
     #[arg(long = "cors-origin", env = "SESSIOND_CORS_ORIGINS", value_delimiter = ',', value_parser = origin, value_name = "ORIGIN")]
     pub cors_origins: Vec<String>,
 
@@ -391,7 +391,7 @@ const HOUR: u64 = 60 * 60 * 1_000;
 /// In milliseconds.
 const DAY: u64 = 24 * HOUR;
 
-/// What is recorded of requests: see `docs/operators.md`.
+/// What is recorded of requests: see `docs/operating/traces.md`.
 #[derive(Args, Clone, Debug)]
 pub struct Observing {
     /// Log every request, with its RPC, status, reason, duration, project and trace, at the level `info` under the target

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::TcpListener,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Output, Stdio},
     time::{Duration, Instant},
@@ -227,6 +228,20 @@ async fn a_setting_that_serve_would_refuse_is_named() {
     let bad = [("SESSIOND_REQUEST_TIMEOUT", "1h"), ("SESSIOND_ISSUER", "http://auth.example.org")];
     let report = Report::of(&run(&database.url, &["--json"], &bad));
     report.says("settings", "failed", &["1h", "--request-timeout"]).says("issuer", "warning", &["has no TLS"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_every_user_can_read_is_named() {
+    let (database, dir) = (Database::create().await, Dir::fresh("doctor-secrets"));
+    let key = dir.join("sealing-key");
+    fs::create_dir_all(&*dir).expect("creates");
+    fs::write(&key, SEALING_KEY).expect("writes");
+    for (mode, state, words) in [(0o644, "warning", "chmod 600"), (0o640, "ok", "no variable")] {
+        fs::set_permissions(&key, PermissionsExt::from_mode(mode)).expect("sets the mode");
+        let args = ["doctor", "--json", "--sealing-key-file", key.to_str().expect("text")];
+        let output = sessiond(&args, &[("DATABASE_URL", &database.url)]);
+        Report::of(&output).says("secrets", state, &[words]);
+    }
 }
 
 /// With libfaketime, if it is installed.

@@ -1,7 +1,8 @@
 """Writes an OCI image (image-spec 1.1) of static binaries: no daemon, no base image, no shell. Standard library and certifi.
 
-The output is the layout as a tar archive, for `docker load`, `podman load` and `skopeo copy oci-archive:FILE`. The same
-binaries and SOURCE_DATE_EPOCH give the same bytes.
+The output is the layout as a tar archive, for `docker load`, `podman load` and `skopeo copy oci-archive:FILE`. Docker with its
+classic image store reads manifest.json instead of the index: there each machine's image has a name of its own. The same binaries
+and SOURCE_DATE_EPOCH give the same bytes.
 """
 
 import argparse
@@ -43,11 +44,15 @@ def main():
     if args.revision:
         labels["org.opencontainers.image.revision"] = args.revision
 
-    manifests = []
+    manifests, classic = [], []
     for binary in args.binary:
         arch, _, path = binary.partition("=")
         manifest = add_image(layout, PLATFORMS[arch], pathlib.Path(path).read_bytes(), labels, created, epoch)
         manifests.append(manifest | {"platform": {"architecture": PLATFORMS[arch], "os": "linux"}})
+        parts = json.loads(layout[blob(manifest)])
+        tag = args.version if not classic else f"{args.version}-{PLATFORMS[arch]}"
+        layers = [blob(layer) for layer in parts["layers"]]
+        classic.append({"Config": blob(parts["config"]), "RepoTags": [f"sessiond:{tag}"], "Layers": layers})
     index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests}
     # One name for the image of all machines: `skopeo copy` and `docker load` choose.
     named = add(layout, index["mediaType"], encode(index))
@@ -56,6 +61,7 @@ def main():
         "org.opencontainers.image.ref.name": args.version,
     }
     layout["index.json"] = encode({"schemaVersion": 2, "mediaType": index["mediaType"], "manifests": [named]})
+    layout["manifest.json"] = encode(classic)
     args.output.write_bytes(archive({name: (0o644, data) for name, data in layout.items()}, epoch))
 
 
@@ -113,9 +119,14 @@ def add_image(layout, architecture, binary, labels, created, epoch):
 
 def add(layout, media_type, data):
     """Adds a blob to the layout; returns its descriptor."""
-    digest = hashlib.sha256(data).hexdigest()
-    layout[f"blobs/sha256/{digest}"] = data
-    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
+    descriptor = {"mediaType": media_type, "digest": f"sha256:{hashlib.sha256(data).hexdigest()}", "size": len(data)}
+    layout[blob(descriptor)] = data
+    return descriptor
+
+
+def blob(descriptor):
+    """The path of a blob in the layout."""
+    return f"blobs/{descriptor['digest'].replace(':', '/')}"
 
 
 def encode(value):

@@ -59,6 +59,9 @@ const TRACES: &str = "/v1/traces";
 /// How long the collector may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long a connection with an export in progress may be silent, and then a ping unanswered.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
 /// How much of an answer is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
@@ -145,7 +148,11 @@ pub(super) struct GrpcCollector {
 
 impl GrpcCollector {
     fn new(endpoint: &OtlpEndpoint, settings: &Tracing, headers: HeaderMap) -> Result<Self, OtlpError> {
-        let channel = Endpoint::from(endpoint.uri().clone()).connect_timeout(CONNECT_TIMEOUT);
+        let channel = Endpoint::from(endpoint.uri().clone())
+            .connect_timeout(CONNECT_TIMEOUT)
+            // A connection whose network is gone looks alive, and every batch would wait on it in vain.
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE);
         let channel = if endpoint.is_secure() {
             let tls = match &settings.otlp_ca_file {
                 None => ClientTlsConfig::new().with_native_roots(),

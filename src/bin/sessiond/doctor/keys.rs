@@ -13,6 +13,7 @@ use sessiond_core::token::sealing::Purpose;
 use super::finding::Diagnosed;
 use super::finding::counted;
 use super::patient::Patient;
+use crate::secrets;
 
 /// The age at which a key should be replaced, in days: NIST SP 800-57 recommends one to two years for signing keys.
 const AGE_MAX_DAYS: u64 = 400;
@@ -32,10 +33,11 @@ pub(super) async fn sealing_key(patient: &Patient) -> Diagnosed {
     };
     let lost = "use the sealing key that they were sealed with (--previous-sealing-key-file during a change); if it is lost, \
                 revoke the keys, and all users sign in again";
-    let sealing = &patient.args.sealing;
+    let has_previous = patient.args.sealing.previous_sealing_key_file.is_some()
+        || secrets::in_the_environment().contains(&secrets::PREVIOUS_SEALING_KEY);
     match (all, unopened) {
         (0, _) => Diagnosed::ok("the sealing key can be read; there is no key to open yet"),
-        (all, 0) if sealing.previous_sealing_key_file.is_some() => Diagnosed::warning(
+        (all, 0) if has_previous => Diagnosed::warning(
             format_args!("all {all} keys open, but a previous sealing key is still configured"),
             "run `sessiond reseal`, then remove the previous sealing key",
         ),

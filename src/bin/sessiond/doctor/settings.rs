@@ -1,5 +1,7 @@
 //! Checks of the settings, without the database.
 
+use std::path::Path;
+
 use clap::Args as _;
 use clap::Command;
 use clap::error::ErrorKind;
@@ -8,6 +10,7 @@ use sessiond::edge::ServerTls;
 use sessiond::telemetry::chain;
 use sessiond_core::clock::Clock;
 
+use super::DoctorArgs;
 use super::finding::Diagnosed;
 use super::patient::Patient;
 use super::server::days_left;
@@ -34,14 +37,43 @@ pub(super) async fn environment(_: &Patient) -> Diagnosed {
     }
 }
 
-pub(super) async fn secrets(_: &Patient) -> Diagnosed {
+pub(super) async fn secrets(patient: &Patient) -> Diagnosed {
+    let DoctorArgs { sealing, database, tls, .. } = &patient.args;
+    let files = [
+        &sealing.sealing_key_file,
+        &sealing.previous_sealing_key_file,
+        &database.pool.database_password_file,
+        &tls.tls_key_file,
+    ];
+    let exposed: Vec<String> = files
+        .into_iter()
+        .flatten()
+        .filter(|file| is_readable_for_all(file))
+        .map(|file| file.display().to_string())
+        .collect();
     match secrets::in_the_environment().as_slice() {
-        [] => Diagnosed::ok("no variable holds a secret"),
+        [] if exposed.is_empty() => Diagnosed::ok("no variable holds a secret"),
+        [] => Diagnosed::warning(
+            format_args!("every user of this machine can read {}", exposed.join(", ")),
+            "make it readable for the user that sessiond runs as only: chmod 600",
+        ),
         found => Diagnosed::warning(
             format_args!("secrets in the environment: {}", found.join(", ")),
             "they can leak: use --sealing-key-file, --database-password-file and --otlp-headers-file",
         ),
     }
+}
+
+/// Whether a file is open to users that are neither its owner nor in its group. Containers get their secrets readable by a group.
+#[cfg(unix)]
+fn is_readable_for_all(file: &Path) -> bool {
+    std::fs::metadata(file)
+        .is_ok_and(|metadata| std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o004 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_readable_for_all(_: &Path) -> bool {
+    false
 }
 
 pub(super) async fn issuer(patient: &Patient) -> Diagnosed {
