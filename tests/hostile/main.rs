@@ -95,7 +95,8 @@ enum Attack {
     Inflated,
     /// Watches of the health, which nobody reads.
     Watches,
-    /// Connections, each closed at once.
+    /// Connections, each closed at once: some four thousand a second, twice what an address may open. Without a pause the
+    /// attacker would take both processors of a small machine for itself.
     Connections,
     /// Many concurrent cut-offs of one user.
     CutOffs,
@@ -435,6 +436,7 @@ impl Target {
                         socket.bind(format!("{ATTACKER}:0").parse()?)?;
                         socket.set_zero_linger()?;
                         drop(socket.connect(target.addr).await?);
+                        tokio::time::sleep(Duration::from_millis(1)).await;
                         Ok(true)
                     })
                     .await;
