@@ -232,8 +232,8 @@ pub struct Rates {
     pub address_burst: u32,
 
     /// The requests per second about tokens and keys that one address may make: verify, Envoy's Check, the public keys,
-    /// the metadata; 0 to 1000000; 0 sets no limit. It may open as many connections, and at least 2000. Does not apply to a --trusted-proxy or
-    /// on --proxy-listen.
+    /// the metadata; 0 to 1000000; 0 sets no limit. It may open as many connections, and at least 2000. A --trusted-proxy
+    /// that names its client uses up the client's; does not apply to one that names none, or on --proxy-listen.
     #[arg(long, env = "SESSIOND_VERIFY_RATE", default_value_t = 2_000, value_parser = number::<0, 1_000_000>, value_name = "COUNT")]
     pub verify_rate: u32,
 

@@ -50,8 +50,8 @@ const UNKNOWN_INTERVAL: Duration = Duration::from_secs(1);
 /// The most names that are remembered as unknown; further ones are looked up each time.
 const UNKNOWN_MAX: usize = 16_384;
 
-/// The most callers that wait for a reload because of such a name.
-const WAITING_MAX: usize = 512;
+/// The most requests of proxies that wait for a reload because of such a name: half of the places for verifications, by default.
+const WAITING_MAX: usize = 2_048;
 
 /// Why a key cannot be used. For the operator only; callers do not see it.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +138,7 @@ struct ScheduledReload {
 struct Unknown {
     hasher: RandomState,
     names: Mutex<HashMap<u64, Instant>>,
-    /// A permit for each caller that waits for the next reload.
+    /// A permit for each request of a proxy that waits for the next reload.
     waiting: Semaphore,
 }
 
@@ -201,9 +201,29 @@ impl KeyCache {
     ///
     /// # Errors
     ///
-    /// As [`KeyCache::reload`]; also if too many wait already.
+    /// As [`KeyCache::reload`].
     pub async fn find(&self, name: impl Hash, has: impl Fn(&Snapshot) -> bool) -> Result<Arc<Snapshot>, super::Error> {
         self.find_all([name], |snapshot, _| has(snapshot)).await
+    }
+
+    /// As [`KeyCache::find`], for a request of a proxy. Whoever waits holds a place among the verifications, and one client of the
+    /// proxy can make up any number of names: so only a part of the places may wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`KeyCache::reload`]; also if too many wait already.
+    pub async fn find_for_proxy(
+        &self,
+        name: impl Hash,
+        has: impl Fn(&Snapshot) -> bool,
+    ) -> Result<Arc<Snapshot>, super::Error> {
+        let snapshot = self.snapshot();
+        if has(&snapshot) {
+            return Ok(snapshot);
+        }
+        let waiting = self.unknown.waiting.try_acquire();
+        let _waiting = waiting.map_err(|_| store::Error::late("inventory"))?;
+        self.find(name, has).await
     }
 
     /// As [`KeyCache::find`], for several names, which share one reload: it may be a second until the next.
@@ -223,10 +243,6 @@ impl KeyCache {
         if missing.is_empty() {
             return Ok(snapshot);
         }
-        // Whoever waits holds a request's place, and through a proxy one client can make up any number of names.
-        let Ok(_waiting) = self.unknown.waiting.try_acquire() else {
-            return Err(store::Error::late("inventory").into());
-        };
         let snapshot = self.schedule_reload(UNKNOWN_INTERVAL).await?;
         for name in missing.iter().filter(|name| !has(&snapshot, name)) {
             self.unknown.remember(hash(name), Instant::now());

@@ -31,7 +31,7 @@ impl App {
     /// database operation fails.
     pub async fn verify(&self, project: &ProjectId, token: Option<&AccessToken>) -> Result<VerifiedToken, Error> {
         let exists = |snapshot: &Snapshot| snapshot.policy(project).is_some();
-        let snapshot = self.keys.find(project, exists).await?;
+        let snapshot = self.keys.find_for_proxy(project, exists).await?;
         if !exists(&snapshot) {
             return Err(Refusal::ProjectNotFound.into());
         }
@@ -42,7 +42,7 @@ impl App {
             // A key missing after this reload does not exist, or did not when the request came.
             Err(VerifyError::UnknownKey(key)) => {
                 let is_known = |snapshot: &Snapshot| snapshot.keyring.signing(key).is_some();
-                self.admit_by(&*self.keys.find(key, is_known).await?, project, text, now)?
+                self.admit_by(&*self.keys.find_for_proxy(key, is_known).await?, project, text, now)?
             }
             verified => verified?,
         };

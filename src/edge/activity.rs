@@ -78,6 +78,8 @@ struct ActivityState {
     /// What waits for the client to read it, by an arbitrary number: the first has waited longest.
     unread: BTreeMap<u64, WaitingRest>,
     unread_next: u64,
+    /// When the last of it was read.
+    read_at: Option<Instant>,
     /// When the first byte since then was received.
     first_byte: Option<Instant>,
     /// Since when it is shutting down.
@@ -100,6 +102,7 @@ impl Activity {
             version: None,
             unread: BTreeMap::new(),
             unread_next: 0,
+            read_at: None,
             first_byte: None,
             leaving: None,
             is_aborted: false,
@@ -210,7 +213,13 @@ impl Activity {
                 return ConnectionFate::Keep(now + CLOSE_TIMEOUT);
             }
             let farewell = leaving.max(state.idle_since) + CLOSE_TIMEOUT;
-            let until = if state.unread.is_empty() { farewell } else { farewell.max(leaving + UNREAD_MAX) };
+            // What the client reads of a response may take longer, but not without end.
+            let reading = match state.read_at {
+                _ if !state.unread.is_empty() => leaving + UNREAD_MAX,
+                Some(read_at) => (read_at + CLOSE_TIMEOUT).min(leaving + UNREAD_MAX),
+                None => farewell,
+            };
+            let until = farewell.max(reading);
             // What is unread may be read at any time.
             let wake = until.min(now + CLOSE_TIMEOUT);
             return if now >= until { ConnectionFate::Abort("farewell") } else { ConnectionFate::Keep(wake) };
@@ -387,7 +396,13 @@ struct UnreadRest {
 
 impl Drop for UnreadRest {
     fn drop(&mut self) {
-        self.activity.state().unread.remove(&self.number);
+        let mut state = self.activity.state();
+        state.unread.remove(&self.number);
+        if state.unread.is_empty() {
+            state.read_at = Some(Instant::now());
+            // What had come by then is the next request's, whose time begins now.
+            state.first_byte = state.first_byte.and(state.read_at);
+        }
     }
 }
 
@@ -614,6 +629,28 @@ mod tests {
         let mut small = OpenBody::new(vec![7; PIECE].into(), None, activity.clone());
         small.frame().await.expect("is there").expect("is whole");
         assert!(activity.state().unread.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_response_that_is_being_read_keeps_a_leaving_connection_for_a_while() {
+        let activity = Activity::new(Arc::default());
+        drop(activity.begin(Version::HTTP_11));
+        let mut body = OpenBody::new(vec![7; 2 * PIECE].into(), None, activity.clone());
+        body.frame().await.expect("is there").expect("is whole");
+        activity.read();
+        assert!(!activity.state().is_in_head(), "it may have sent the next request already");
+        activity.evict();
+        assert!(!activity.is_aborted());
+        assert!(matches!(activity.evaluate(after(20), LIFETIMES), ConnectionFate::Keep(_)));
+        body.frame().await.expect("is there").expect("is whole");
+        assert!(
+            matches!(activity.evaluate(after(1), LIFETIMES), ConnectionFate::Keep(_)),
+            "the last piece is on its way"
+        );
+        assert_eq!(activity.evaluate(after(3), LIFETIMES), ConnectionFate::Abort("farewell"));
+        // Without end, a client could keep it by reading further responses.
+        activity.begin_unread(Bytes::new()).rest.give_up();
+        assert_eq!(activity.evaluate(after(31), LIFETIMES), ConnectionFate::Abort("farewell"));
     }
 
     #[tokio::test]

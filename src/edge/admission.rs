@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::Once;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -35,6 +36,7 @@ use super::message::MessageLimits;
 use super::message::OpenError;
 use crate::config;
 use crate::forwarded::ForMany;
+use crate::forwarded::TrustedPeer;
 use crate::rates::Bucket;
 use crate::rates::Limiter;
 use crate::rates::network;
@@ -201,8 +203,13 @@ impl AdmissionControl {
         let class = class::of(request.method(), request.uri().path());
         // A proxy that does not say for whom it asks asks for everybody, and one of them must not use up its limits for the others.
         // But their messages must arrive like any other: a proxy may forward a call whose message never arrives.
-        let is_for_many = request.extensions().get::<ForMany>().is_some()
-            && matches!(class, RequestClass::Verify | RequestClass::Public | RequestClass::Probe);
+        let is_of_proxy = request.extensions().get::<ForMany>().is_some();
+        if !is_of_proxy && request.extensions().get::<TrustedPeer>().is_some() && class::is_check(request.uri().path())
+        {
+            warn_of_named_client();
+        }
+        let is_for_many =
+            is_of_proxy && matches!(class, RequestClass::Verify | RequestClass::Public | RequestClass::Probe);
         // Requests of unknown origin share one bucket.
         let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let ip = request.extensions().get::<Origin>().and_then(|origin| origin.ip).unwrap_or(unknown);
@@ -284,6 +291,17 @@ impl AdmissionControl {
             }
         }
     }
+}
+
+/// Only a proxy makes this call, and its clients are named in the message.
+fn warn_of_named_client() {
+    static NAMED: Once = Once::new();
+    NAMED.call_once(|| {
+        tracing::warn!(
+            "a Check of a --trusted-proxy names an address in X-Forwarded-For that is not a trusted one, so all its clients count as \
+             one: if that is the proxy's own, name it too, or use --proxy-listen (logged once)"
+        );
+    });
 }
 
 /// A refused request, which passes on without its body.
