@@ -9,7 +9,7 @@ use crate::telemetry::RequestClass;
 use crate::telemetry::request::Route;
 
 /// Paths of gRPC and grpc-web.
-const SIGN_OUT: &str = "/sessiond.v1.SessionService/RevokeCurrent";
+pub(super) const SIGN_OUT: &str = "/sessiond.v1.SessionService/RevokeCurrent";
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
 const REFLECTION: &str = "/grpc.reflection.";

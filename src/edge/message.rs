@@ -38,7 +38,9 @@ const ELEMENTS_MAX: usize = 3 * JSON_ELEMENTS_MAX;
 /// Envoy passes on 100 headers by default.
 const CHECK_ELEMENTS_MAX: usize = 4_096;
 
-/// The largest message of most calls: several times what any of them may have.
+/// The largest message of a call that anybody may make often: a sign-out, and the headers of a request with an access token and
+/// cookies. And the most to which another is inflated: several times what any may have. One that is sent as large as it is may have
+/// more, so that its caller learns which field is too large.
 const BYTES_MAX: usize = 128 * 1024;
 
 /// The same for a probe, which has the name of a service.
@@ -113,11 +115,11 @@ pub(super) fn known_path(path: &str) -> Option<&'static str> {
 /// What the message of a method may have.
 #[derive(Clone, Copy)]
 pub(super) struct MessageLimits {
-    /// Its size, when inflated, with the frame's header.
+    /// Its size as it arrives, with the frame's header.
     pub(super) bytes_max: usize,
+    /// The same when inflated; `None` if it must not be compressed.
+    inflated_max: Option<usize>,
     elements_max: usize,
-    /// Whether it may be compressed.
-    is_inflated: bool,
     /// The shape of the message.
     input: usize,
 }
@@ -130,11 +132,13 @@ impl MessageLimits {
         let is_check = class::is_check(path);
         Some(if class::is_health(path) {
             // tonic's service for the health accepts no compression, and says so.
-            Self { bytes_max: PROBE_BYTES_MAX, elements_max: PROBE_ELEMENTS_MAX, is_inflated: false, input }
+            Self { bytes_max: PROBE_BYTES_MAX, inflated_max: None, elements_max: PROBE_ELEMENTS_MAX, input }
         } else {
-            let bytes_max = if path == BATCH || is_check && is_for_many { large } else { large.min(BYTES_MAX) };
+            let (small, is_sign_out) = (large.min(BYTES_MAX), path == class::SIGN_OUT);
+            let inflated_max = if path == BATCH || is_check && is_for_many { large } else { small };
+            let bytes_max = if is_sign_out || is_check { inflated_max } else { large };
             let elements_max = if is_check { CHECK_ELEMENTS_MAX } else { ELEMENTS_MAX };
-            Self { bytes_max, elements_max, is_inflated: true, input }
+            Self { bytes_max, inflated_max: Some(inflated_max), elements_max, input }
         })
     }
 }
@@ -173,8 +177,8 @@ pub(super) fn open(
     let is_gzip = headers.get("grpc-encoding").is_some_and(|encoding| encoding == "gzip");
     match flag {
         0 => limits.check(message)?,
-        1 if is_gzip && limits.is_inflated => {
-            let body = inflate(message, limits.bytes_max, lease)?;
+        1 if is_gzip && let Some(inflated_max) = limits.inflated_max => {
+            let body = inflate(message, inflated_max, lease)?;
             limits.check(&body[FRAME_HEADER..])?;
             return Ok(body);
         }
@@ -322,12 +326,16 @@ mod tests {
 
     #[test]
     fn a_method_has_the_message_that_it_needs() {
-        let bytes_max = |path, is_for_many| MessageLimits::of(path, LIMIT, is_for_many).map(|limits| limits.bytes_max);
-        assert_eq!(bytes_max("/x/.well-known/y", false), None);
-        assert_eq!((bytes_max(CREATE, false), bytes_max(BATCH, false)), (Some(BYTES_MAX), Some(LIMIT)));
-        assert_eq!((bytes_max(CHECK, false), bytes_max(CHECK, true)), (Some(BYTES_MAX), Some(LIMIT)));
-        assert_eq!(bytes_max(HEALTH, true), Some(PROBE_BYTES_MAX));
-        assert_eq!(MessageLimits::of(CREATE, 100, false).map(|limits| limits.bytes_max), Some(100), "a lower setting");
+        let sizes = |limits: MessageLimits| (limits.bytes_max, limits.inflated_max);
+        let limits = |path, is_for_many| MessageLimits::of(path, LIMIT, is_for_many).map(sizes);
+        assert_eq!(limits("/x/.well-known/y", false), None);
+        assert_eq!(limits(CREATE, false), Some((LIMIT, Some(BYTES_MAX))));
+        assert_eq!(limits(BATCH, false), Some((LIMIT, Some(LIMIT))));
+        assert_eq!(limits(class::SIGN_OUT, false), Some((BYTES_MAX, Some(BYTES_MAX))));
+        assert_eq!(limits(CHECK, false), Some((BYTES_MAX, Some(BYTES_MAX))));
+        assert_eq!(limits(CHECK, true), Some((LIMIT, Some(LIMIT))));
+        assert_eq!(limits(HEALTH, true), Some((PROBE_BYTES_MAX, None)));
+        assert_eq!(MessageLimits::of(CREATE, 100, false).map(sizes), Some((100, Some(100))), "a lower setting");
         // tonic says that it accepts no compression.
         let compressed = gzip(&[0x0a, 0].repeat(100));
         assert_eq!(result(HEALTH, compressed.clone()), Ok(compressed));
