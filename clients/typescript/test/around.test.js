@@ -272,6 +272,10 @@ describe("in pages", { concurrency: 3 }, () => {
         await eventually("the error", () => page.evaluate(() => window.failed === "UNREACHABLE"));
         assert.match(await page.locator("sessiond-devices .status").textContent(), /cannot be reached/);
         assert.equal(await rows.count(), 3);
+        // A load in the background changes nothing about that.
+        await createSession(user, { device_name: "Television" });
+        await eventually("another device", async () => (await rows.count()) === 4);
+        assert.match(await page.locator("sessiond-devices .status").textContent(), /cannot be reached/);
         relay.rule = null;
         await page.evaluate(() => (devices.labels = { title: "Angemeldete Geräte", end: "Abmelden" }));
         assert.equal(await page.getByRole("heading", { name: "Angemeldete Geräte" }).count(), 1);
@@ -280,7 +284,7 @@ describe("in pages", { concurrency: 3 }, () => {
         await page.evaluate(() => (devices.client = client));
         await eventually("a page", async () => (await rows.count()) === 50);
         await page.getByRole("button", { name: "Show more" }).click();
-        await eventually("all", async () => (await rows.count()) === 58);
+        await eventually("all", async () => (await rows.count()) === 59);
         assert.equal(await page.locator("sessiond-devices li b").count(), 0, "names are text");
         assert.deepEqual(page.problems, []);
     });

@@ -32,6 +32,8 @@ export class DeviceList {
     #stops: (() => void)[] = [];
     #shownSession: string | undefined;
     #user: string | undefined;
+    /** Why the last ending failed: a load in the background does not take that from the user's eyes. */
+    #notEnded: SessiondError | undefined;
 
     constructor(client: Client, pageSize = 50) {
         this.#client = client;
@@ -72,7 +74,7 @@ export class DeviceList {
 
     #clear(): void {
         this.#load++;
-        this.#shownSession = undefined;
+        this.#shownSession = this.#notEnded = undefined;
         this.#nextPage = "";
         this.#show(EMPTY);
     }
@@ -116,7 +118,8 @@ export class DeviceList {
                 } while (nextPage && devices.size < count);
                 this.#nextPage = nextPage;
                 const sorted = [...devices.values()].sort((one, other) => Number(other.is_current_session) - Number(one.is_current_session));
-                this.#show({ devices: sorted, hasMore: nextPage !== "", isLoading: false });
+                const failed = this.#notEnded && { error: this.#notEnded };
+                this.#show({ devices: sorted, hasMore: nextPage !== "", isLoading: false, ...failed });
             } catch (error) {
                 if (load === this.#load) this.#fail(error);
             }
@@ -140,9 +143,11 @@ export class DeviceList {
     }
 
     async #ending(end: () => Promise<unknown>, stays: (device: Session) => boolean): Promise<void> {
+        this.#notEnded = undefined;
         try {
             await end();
         } catch (error) {
+            this.#notEnded = error as SessiondError;
             this.#fail(error);
             throw error;
         }
