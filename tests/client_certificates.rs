@@ -314,8 +314,16 @@ async fn a_removed_name_is_refused() {
     let login = setup.authority.client(&[LOGIN], Kind::Good);
     let mut client = setup.connect(&login).await;
     let created = client.create_session(user("ada")).await.expect("creates").into_inner();
-    let watch = WatchRevocationsRequest::default();
-    let mut stream = client.watch_revocations(watch).await.expect("watches").into_inner();
+    // The server may not have read the feed yet.
+    let watching = timeout(Duration::from_secs(20), async {
+        loop {
+            match client.watch_revocations(WatchRevocationsRequest::default()).await {
+                Err(status) if status.code() == Code::Unavailable => sleep(Duration::from_millis(100)).await,
+                watching => return watching,
+            }
+        }
+    });
+    let mut stream = watching.await.expect("reads the feed").expect("watches").into_inner();
     stream.message().await.expect("answers").expect("the first message");
     let is_active = async |client: &mut SessionServiceClient<Channel>| {
         client.introspect_token(introspect(&created.access_token)).await.map(|answer| answer.into_inner().active)
