@@ -161,12 +161,15 @@ impl Limiter {
     /// Takes more tokens out of a bucket that has just been charged, also more than it holds: what costs so much is paid for before
     /// the next.
     pub fn charge_also(&self, bucket: Bucket<'_>, tokens: usize) {
-        for _ in 0..tokens {
-            let _ = self.apply(bucket, |buckets, name, now| {
-                buckets.owe(name, now);
-                Ok(())
-            });
+        if tokens == 0 {
+            return;
         }
+        let owe = |buckets: &Buckets, name, now| {
+            buckets.owe(name, tokens as u64, now);
+            Ok(())
+        };
+        // It refuses nothing.
+        let _ = self.apply(bucket, owe);
     }
 
     /// Checks that the bucket holds a token, and takes none.
@@ -192,7 +195,11 @@ impl Limiter {
         }
     }
 
-    fn apply(&self, bucket: Bucket<'_>, operation: fn(&Buckets, u64, u64) -> Result<(), Empty>) -> Result<(), Empty> {
+    fn apply(
+        &self,
+        bucket: Bucket<'_>,
+        operation: impl FnOnce(&Buckets, u64, u64) -> Result<(), Empty>,
+    ) -> Result<(), Empty> {
         let Some(inner) = &self.0 else { return Ok(()) };
         let (buckets, kind, name) = match bucket {
             Bucket::Address(ip) => (&inner.addresses, "address", inner.name(network(ip))),
@@ -263,10 +270,10 @@ impl Buckets {
         Ok(())
     }
 
-    fn owe(&self, name: u64, now: u64) {
+    fn owe(&self, name: u64, tokens: u64, now: u64) {
         let mut set = self.set(name).lock().expect("no one panics while holding it");
         let at = place(&set, name);
-        let full_at = set[at].full_at.max(now) + self.interval;
+        let full_at = set[at].full_at.max(now).saturating_add(self.interval.saturating_mul(tokens));
         set[at] = BucketState { name, full_at };
     }
 

@@ -326,17 +326,21 @@ func (reader *streamReader) estimatedDelay(at time.Duration) time.Duration {
 }
 
 func (reader *streamReader) insert(batch json.RawMessage) (why streamEnd, err error) {
-	set := reader.snapshot
+	var sets []*revokedSet
+	if reader.snapshot != nil {
+		sets = append(sets, reader.snapshot)
+	}
 	// What comes while a snapshot waits is news for the set in use too.
-	var also *revokedSet
-	switch {
-	case set == nil:
-		set = reader.feed.revocations.set.Load()
-	case reader.isWhole:
-		also = reader.feed.revocations.set.Load()
+	if reader.snapshot == nil || reader.isWhole {
+		sets = append(sets, reader.feed.revocations.set.Load())
 	}
 	isFull := func() bool {
-		return set.size() > reader.feed.maxEntries || also != nil && also.size() > reader.feed.maxEntries
+		for _, set := range sets {
+			if set.size() > reader.feed.maxEntries {
+				return true
+			}
+		}
+		return false
 	}
 	if isFull() {
 		return "too_many_entries", nil
@@ -365,9 +369,8 @@ func (reader *streamReader) insert(batch json.RawMessage) (why streamEnd, err er
 				reader.feed.onWithheld(kind)
 			}
 			until := now + positive(retain)*time.Second
-			set.insert(t, until)
-			if also != nil {
-				also.insert(t, until)
+			for _, set := range sets {
+				set.insert(t, until)
 			}
 		}
 		return err == nil && why == ""

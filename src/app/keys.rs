@@ -206,8 +206,8 @@ impl KeyCache {
         self.find_all([name], |snapshot, _| has(snapshot)).await
     }
 
-    /// As [`KeyCache::find`], for a request of a proxy. Whoever waits holds a place among the verifications, and one client of the
-    /// proxy can make up any number of names: so only a part of the places may wait.
+    /// As [`KeyCache::find`], for a request of a proxy. While a request waits it holds one of the places for verifications, and one
+    /// client of the proxy can make up any number of names. So only a part of the places may wait.
     ///
     /// # Errors
     ///

@@ -502,9 +502,14 @@ mod tests {
         Instant::now() + Duration::from_secs(seconds)
     }
 
+    /// The only connection of its address.
+    fn alone() -> Activity {
+        Activity::new(Arc::default())
+    }
+
     #[tokio::test]
     async fn an_idle_connection_is_kept_for_75_s_and_a_slow_head_for_10_s() {
-        let activity = Activity::new(Arc::default());
+        let activity = alone();
         assert_eq!(activity.evaluate(after(10), LIFETIMES), ConnectionFate::Abort("silent"));
         drop(activity.begin(Version::HTTP_11));
         assert!(
@@ -519,13 +524,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_idle_connection_makes_room_before_one_that_still_sends_and_a_busy_one_never_does() {
-        let (idle, heads, bodies, busy, mixed) = (
-            Activity::new(Arc::default()),
-            Activity::new(Arc::default()),
-            Activity::new(Arc::default()),
-            Activity::new(Arc::default()),
-            Activity::new(Arc::default()),
-        );
+        let (idle, heads, bodies, busy, mixed) = (alone(), alone(), alone(), alone(), alone());
         for activity in [&idle, &heads] {
             drop(activity.begin(Version::HTTP_11));
         }
@@ -547,9 +546,9 @@ mod tests {
             [&idle, &heads, &bodies, &busy, &mixed].map(|activity| activity.state().is_receiving()),
             [false, true, true, false, false]
         );
-        assert!(Activity::new(Arc::default()).state().is_receiving(), "a connection without a request");
+        assert!(alone().state().is_receiving(), "a connection without a request");
         // Decided when it has to make room: a request that arrives afterwards is answered.
-        let late = Activity::new(Arc::default());
+        let late = alone();
         drop(late.begin(Version::HTTP_2));
         late.evict();
         let _arriving = late.begin(Version::HTTP_2);
@@ -560,7 +559,7 @@ mod tests {
 
     #[tokio::test]
     async fn requests_that_never_arrive_do_not_make_a_connection_busy() {
-        let activity = Activity::new(Arc::default());
+        let activity = alone();
         let begun = Instant::now();
         for _ in 0..10 {
             // Abandoned, in either order.
@@ -581,7 +580,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_on_a_kept_connection_is_not_awaited_since_the_last_one() {
-        let activity = Activity::new(Arc::default());
+        let activity = alone();
         for seconds in [30, 60] {
             let now = after(seconds);
             let (open, receiving) = activity.begin_at(Version::HTTP_11, now);
@@ -593,7 +592,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_is_leaving_waits_only_for_what_began_in_time() {
-        let activity = Activity::new(Arc::default());
+        let activity = alone();
         let (open, _receiving) = activity.begin(Version::HTTP_2);
         activity.leave();
         let _late = activity.begin_at(Version::HTTP_2, after(60));
@@ -605,7 +604,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_frame_is_handed_over_in_pieces_and_must_be_read_in_time() {
-        let (activity, frame) = (Activity::new(Arc::default()), vec![7; 2 * PIECE + 1]);
+        let (activity, frame) = (alone(), vec![7; 2 * PIECE + 1]);
         drop(activity.begin(Version::HTTP_2));
         let mut body = OpenBody::new(frame.clone().into(), None, activity.clone());
         assert_eq!(body.size_hint().exact(), Some(frame.len() as u64));
@@ -633,7 +632,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_response_that_is_being_read_keeps_a_leaving_connection_for_a_while() {
-        let activity = Activity::new(Arc::default());
+        let activity = alone();
         drop(activity.begin(Version::HTTP_11));
         let mut body = OpenBody::new(vec![7; 2 * PIECE].into(), None, activity.clone());
         body.frame().await.expect("is there").expect("is whole");
@@ -655,7 +654,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_open_stream_keeps_a_connection_and_pings_do_not() {
-        let activity = Activity::new(Arc::default());
+        let activity = alone();
         let open = activity.begin(Version::HTTP_2);
         assert!(matches!(activity.evaluate(after(1_000), LIFETIMES), ConnectionFate::Keep(_)));
         assert_eq!(activity.evaluate(after(3_600), LIFETIMES), ConnectionFate::Close("age"));

@@ -130,12 +130,13 @@ impl AdmissionLimits {
             None
         } else if media::is_grpc(request.headers()) {
             // A message may take more bytes in protobuf than in JSON, and has a frame header.
-            MessageLimits::of(path, 2 * self.body_bytes_max + 5, is_for_many).map(Expected::Message)
+            let limits = MessageLimits::of(path, 2 * self.body_bytes_max + 5, is_for_many)?;
+            Some(Expected { bytes_max: limits.bytes_max, limits: Some(limits) })
         } else if class::is_form(path) {
-            Some(Expected::Body { bytes_max: self.body_bytes_max.min(FORM_BYTES_MAX) })
+            Some(Expected { bytes_max: self.body_bytes_max.min(FORM_BYTES_MAX), limits: None })
         } else {
             let is_read = self.rest.has_route(request.method(), path);
-            is_read.then_some(Expected::Body { bytes_max: self.body_bytes_max })
+            is_read.then_some(Expected { bytes_max: self.body_bytes_max, limits: None })
         }
     }
 
@@ -174,11 +175,10 @@ impl AdmissionLimits {
 }
 
 /// What is read of a request before it passes on.
-enum Expected {
-    /// A message of gRPC or grpc-web.
-    Message(MessageLimits),
-    /// Another body.
-    Body { bytes_max: usize },
+struct Expected {
+    bytes_max: usize,
+    /// `None` if it is not a message of gRPC or grpc-web.
+    limits: Option<MessageLimits>,
 }
 
 /// A request that may pass on, admitted or marked as refused.
@@ -239,14 +239,10 @@ impl AdmissionControl {
                 request = request.map(|body| Body::new(Limited::new(body, REFLECTION_BYTES_MAX)));
             }
         }
-        let Some(expected) = shared.message(&request, class, is_for_many) else {
+        let Some(Expected { bytes_max, limits }) = shared.message(&request, class, is_for_many) else {
             return Admitted { request, held: (share, None), endless };
         };
         let (mut parts, body) = request.into_parts();
-        let (limits, bytes_max) = match expected {
-            Expected::Message(limits) => (Some(limits), limits.bytes_max),
-            Expected::Body { bytes_max } => (None, bytes_max),
-        };
         let asked =
             grpc_timeout(&parts.headers).map_or(shared.arrival_timeout, |asked| asked.min(shared.arrival_timeout));
         let mut lease = if is_for_many { shared.budget.lease_for_many() } else { shared.budget.lease(ip) };

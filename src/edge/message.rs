@@ -58,12 +58,12 @@ const FRAME_HEADER: usize = 5;
 
 /// All methods.
 static METHODS: LazyLock<Methods> = LazyLock::new(|| {
-    let mut methods = Methods::default();
+    let (mut methods, mut known) = (Methods::default(), HashMap::new());
     for set in [pb::DESCRIPTOR_SET, pb::envoy::DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET] {
         let pool = DescriptorPool::decode(set).expect("the descriptors were compiled in");
         for method in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
             let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
-            let input = methods.shape(&method.input());
+            let input = methods.shape(&method.input(), &mut known);
             methods.inputs.insert(path, input);
         }
     }
@@ -76,25 +76,24 @@ struct Methods {
     /// The shape of each method's input, by path.
     inputs: HashMap<String, usize>,
     shapes: Vec<Shape>,
-    /// The shape of each message, by name.
-    messages: HashMap<String, usize>,
 }
 
 /// The fields of a message that are messages: their numbers, and their shapes.
 type Shape = HashMap<u32, usize>;
 
 impl Methods {
-    fn shape(&mut self, message: &MessageDescriptor) -> usize {
-        if let Some(known) = self.messages.get(message.full_name()) {
-            return *known;
+    /// The shape of a message, which is made unless it is known by its name.
+    fn shape(&mut self, message: &MessageDescriptor, known: &mut HashMap<String, usize>) -> usize {
+        if let Some(at) = known.get(message.full_name()) {
+            return *at;
         }
         // First, because a message may be in itself.
         let at = self.shapes.len();
-        self.messages.insert(message.full_name().to_owned(), at);
+        known.insert(message.full_name().to_owned(), at);
         self.shapes.push(Shape::new());
         for field in message.fields() {
             if let Kind::Message(inner) = field.kind() {
-                let inner = self.shape(&inner);
+                let inner = self.shape(&inner, known);
                 self.shapes[at].insert(field.number(), inner);
             }
         }
@@ -140,6 +139,12 @@ impl MessageLimits {
             let elements_max = if is_check { CHECK_ELEMENTS_MAX } else { ELEMENTS_MAX };
             Self { bytes_max, inflated_max: Some(inflated_max), elements_max, input }
         })
+    }
+
+    /// Checks the number of elements.
+    fn check(&self, message: &[u8]) -> Result<(), OpenError> {
+        let mut left = self.elements_max;
+        count(&METHODS.shapes, self.input, message, DEPTH_MAX, &mut left)
     }
 }
 
@@ -207,14 +212,6 @@ fn inflate(message: &[u8], bytes_max: usize, lease: &mut ByteLease) -> Result<By
     let length = u32::try_from(inflated.len() - FRAME_HEADER).map_err(|_| OpenError::Undecodable)?;
     (&mut inflated[1..FRAME_HEADER]).put_u32(length);
     Ok(inflated.freeze())
-}
-
-impl MessageLimits {
-    /// Checks the number of elements.
-    fn check(&self, message: &[u8]) -> Result<(), OpenError> {
-        let mut left = self.elements_max;
-        count(&METHODS.shapes, self.input, message, DEPTH_MAX, &mut left)
-    }
 }
 
 /// Subtracts the elements of a message. One that is malformed is counted up to there, as far as it will be decoded.

@@ -374,10 +374,7 @@ impl Target {
                         async move {
                             let mut sender = target.connect(ATTACKER).await?;
                             for path in ["/sessiond.v1.SessionService/RevokeCurrent", CHECK] {
-                                let mut request = call(target.addr, path)?.map(|_| full(body.clone()));
-                                request.headers_mut().insert("grpc-encoding", "gzip".parse()?);
-                                sender.ready().await?;
-                                timeout(PATIENCE, sender.send_request(request)).await??;
+                                target.send_compressed(&mut sender, path, &body).await?;
                             }
                             Ok(true)
                         }
@@ -398,10 +395,7 @@ impl Target {
                                     1 => ("/x.Service/Method", &large),
                                     _ => ("/grpc.health.v1.Health/Check", &small),
                                 };
-                                let mut request = call(target.addr, path)?.map(|_| full(body.clone()));
-                                request.headers_mut().insert("grpc-encoding", "gzip".parse()?);
-                                sender.ready().await?;
-                                timeout(PATIENCE, sender.send_request(request)).await??;
+                                target.send_compressed(&mut sender, path, body).await?;
                             }
                             Ok(true)
                         }
@@ -506,6 +500,15 @@ impl Target {
                 Ok(format!("{sent} sent"))
             }
         }
+    }
+
+    /// Sends a call whose frames say that they are compressed, and waits for the answer's head.
+    async fn send_compressed(&self, sender: &mut Sender, path: &str, frames: &Bytes) -> Outcome<()> {
+        let mut request = call(self.addr, path)?.map(|_| full(frames.clone()));
+        request.headers_mut().insert("grpc-encoding", "gzip".parse()?);
+        sender.ready().await?;
+        timeout(PATIENCE, sender.send_request(request)).await??;
+        Ok(())
     }
 
     /// Repeats something with this concurrency until told to stop. Returns how often it was done.

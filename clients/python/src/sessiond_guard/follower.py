@@ -241,9 +241,9 @@ class StreamReader:
 
     def _insert(self, batch: List[Any]) -> Optional[str]:
         feed = self._feed
-        sets = [feed.revocations.set] if self._snapshot is None else [self._snapshot]
-        if self._snapshot is not None and self._is_whole:
-            # What comes while a snapshot waits is news for the set in use too.
+        sets = [] if self._snapshot is None else [self._snapshot]
+        # What comes while a snapshot waits is news for the set in use too.
+        if self._snapshot is None or self._is_whole:
             sets.append(feed.revocations.set)
         if any(len(revoked) > feed.max_entries for revoked in sets):
             return "too_many_entries"

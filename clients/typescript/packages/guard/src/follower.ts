@@ -279,7 +279,7 @@ export class StreamReader {
         const { time, revocations, maxEntries } = this.#feed;
         // What comes while a snapshot waits is news for the set in use too.
         const isNews = !this.#snapshot || this.#isWhole;
-        const sets = this.#snapshot ? (isNews ? [this.#snapshot, revocations.set] : [this.#snapshot]) : [revocations.set];
+        const sets = [...(this.#snapshot ? [this.#snapshot] : []), ...(isNews ? [revocations.set] : [])];
         const isFull = () => sets.some((set) => set.size > maxEntries);
         if (isFull()) return "too_many_entries";
         const now = time.elapsed();

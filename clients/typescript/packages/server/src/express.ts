@@ -1,6 +1,6 @@
 import { type IncomingMessage, type ServerResponse, request as httpRequest } from "node:http";
 import { request as httpsRequest } from "node:https";
-import { type Header, PRIVATE, type RequestSession, type VerifierOptions, addressOf, createVerifier } from "./index.js";
+import { PRIVATE, type RequestSession, type VerifierOptions, addressOf, createVerifier } from "./index.js";
 
 declare module "http" {
     interface IncomingMessage {
@@ -18,17 +18,15 @@ export function sessiond(options: VerifierOptions) {
             return Array.isArray(value) ? value.join(", ") : value;
         };
         verify({ method: request.method ?? "GET", path: (request as { originalUrl?: string }).originalUrl ?? request.url ?? "/", header, address: addressOf(request) }).then((verdict) => {
-            const headers = verdict.status ? verdict.headers : withoutCacheControl(verdict.headers);
-            for (const [name, value] of headers) response.appendHeader(name, value);
-            if (headers.length < verdict.headers.length) keepPrivate(response);
+            for (const [name, value] of verdict.headers) response.appendHeader(name, value);
             if (verdict.status) return void response.writeHead(verdict.status).end(verdict.body);
             if (verdict.session) request.sessiond = verdict.session;
+            // They are new cookies.
+            if (verdict.headers.length > 0) keepPrivate(response);
             next();
         }).catch(next);
     };
 }
-
-const withoutCacheControl = (headers: readonly Header[]) => headers.filter(([name]) => name !== "cache-control");
 
 /** Sets `Cache-Control` when the head is written, whatever the handler has said by then: the response has new cookies. */
 function keepPrivate(response: ServerResponse): void {

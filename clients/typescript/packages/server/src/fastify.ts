@@ -25,8 +25,8 @@ export const sessiond: FastifyPluginAsync<VerifierOptions> = async (app, options
         };
         const verdict = await verify({ method: request.method, path: request.url, header, address: request.ip });
         for (const [name, value] of verdict.headers) reply.header(name, value);
-        if (verdict.headers.some(([name]) => name === "cache-control")) renewed.add(reply);
         if (verdict.status) return reply.code(verdict.status).send(verdict.body);
+        if (verdict.headers.length > 0) renewed.add(reply);
         request.sessiond = verdict.session ?? null;
     });
 };
