@@ -26,6 +26,7 @@ use crate::harness::{
     eventually, header,
     link::Link,
     refresh_token,
+    serving::free_port,
     wire::{Wires, refused_json},
 };
 
@@ -285,7 +286,7 @@ async fn dev_serves_its_page_only_to_its_own_visitors() {
     assert_eq!(refused_json(status, &body).reason, "CREDENTIALS_MISSING");
 
     // `serve` has none of it.
-    let addr = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let addr = free_port();
     let listen = addr.to_string();
     let mut serve = Command::new(BINARY)
         .args(["serve", "--listen", &listen, "--metrics-listen", "127.0.0.1:0"])
@@ -581,7 +582,7 @@ async fn health_asks_the_server_on_this_machine() {
     assert_says(&health("127.0.0.1:0"), false, "port 0");
 
     // No server; one that is silent; one of another kind; one that is not ready.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let free = std::net::TcpListener::bind(free_port()).expect("a port");
     let silent = free.local_addr().expect("bound").to_string();
     let slow = sessiond(&["health", "--listen", &silent, "--timeout", "100ms"], &[]);
     assert_says(&slow, false, "does not answer within 100ms");

@@ -23,7 +23,7 @@ use crate::{
         database::Database,
         eventually,
         pair::durable,
-        serving::{Installed, Serving},
+        serving::{Installed, Serving, free_port},
     },
     pooler::{Pooler, keeps_track},
 };
@@ -208,7 +208,7 @@ async fn a_pooler_in_between_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_does_not_answer_gives_a_report_soon() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("binds");
-    let closed = TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("bound");
+    let closed = free_port();
     for (addr, words) in [(closed, "it cannot be reached"), (silent.local_addr().expect("bound"), "in time")] {
         let url = format!("postgres://postgres:hunter2@{addr}/sessions?sslmode=disable");
         let started = Instant::now();

@@ -13,7 +13,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
     sync::{
@@ -39,6 +39,7 @@ use crate::harness::{
     REFUSED_REFRESH, SEALING_KEY, Wire, bearer,
     database::{Database, disposable},
     eventually, refresh_token,
+    serving::free_port,
     wire::{Refused, Wires},
 };
 
@@ -73,9 +74,7 @@ struct Server {
 
 impl Server {
     fn start(database_url: &str, log: File) -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let addr = free.local_addr().expect("bound");
-        drop(free);
+        let addr = free_port();
         let mut env = environment(database_url);
         // All clients have one address, and there are few users.
         for rate in ["ADDRESS", "VERIFY", "USER", "PROJECT", "SERVER_KEY"] {

@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::harness::{
     SEALING_KEY,
     database::{Database, fresh_dir},
+    serving::free_port,
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_sessiond");
@@ -173,7 +174,7 @@ async fn paste(name: &str, dir: &Path) -> String {
     assert!(!blocks.is_empty(), "{name} has no commands");
     let migrates = blocks.iter().flatten().any(|command| command.starts_with("sessiond migrate"));
     let database = if migrates { Database::create_empty().await } else { Database::create().await };
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").to_string();
+    let port = free_port().to_string();
     let mut script = SHELL.to_owned();
     // A page that creates no project is about one that exists.
     if !migrates && !blocks.iter().flatten().any(|command| command.starts_with("sessiond project create")) {

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -30,9 +31,14 @@ RECOVERY_MAX = 120
 
 
 def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    """A free port, below those that the system gives to listeners and connections: one of them might get it first."""
+    while True:
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            except OSError:
+                continue
+            return listener.getsockname()[1]
 
 
 def postgres_bin():

@@ -9,6 +9,7 @@ import https from "node:https";
 import net from "node:net";
 import path from "node:path";
 import { chromium } from "playwright-core";
+import { freePort } from "../free-port.mjs";
 
 const env = process.env;
 export const { SESSIOND_URL } = env;
@@ -51,14 +52,6 @@ export const createSession = (project, user, cookies = {}) => api(project, "POST
 export const sessionsOf = async (project, user) => (await api(project, "GET", `/auth/sessions?user_id=${user}`)).items;
 
 // Programs
-
-async function freePort() {
-    const server = net.createServer().listen(0, "127.0.0.1");
-    await once(server, "listening");
-    const { port } = server.address();
-    await new Promise((closed) => server.close(closed));
-    return port;
-}
 
 const running = [];
 /** Ends everything that was started. */

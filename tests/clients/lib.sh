@@ -83,7 +83,7 @@ python_client() {
 # Finds a free port, for a server that must know it beforehand. Sets `port`.
 free_port() {
     need_node
-    port=$(node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close() })')
+    port=$(node tests/free-port.mjs)
 }
 
 # Starts `sessiond dev` with these arguments, at `port` if it is set, and reads its environment.

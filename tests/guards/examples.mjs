@@ -8,7 +8,8 @@ import { readFileSync } from "node:fs";
 import { chmod, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { ROOT, Sessiond, call, eventually, freePort, start } from "./lib.mjs";
+import { freePort } from "../free-port.mjs";
+import { ROOT, Sessiond, call, eventually, start } from "./lib.mjs";
 
 const { GUARDS_PYTHON, GUARDS_HELLO } = process.env;
 

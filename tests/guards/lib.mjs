@@ -6,9 +6,9 @@ import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import http from "node:http";
-import net from "node:net";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { freePort } from "../free-port.mjs";
 
 export const ROOT = new URL("../..", import.meta.url).pathname;
 const { SESSIOND_BIN = join(ROOT, "target/debug/sessiond"), GUARDS_PYTHON = "python3", GUARDS_GO, GUARDS_RUST } = process.env;
@@ -41,15 +41,6 @@ export async function eventually(what, holds, patienceMs = 30_000) {
         assert.ok(performance.now() - begun < patienceMs, `not within ${patienceMs} ms: ${what} (${last})`);
         await sleep(20);
     }
-}
-
-export async function freePort() {
-    const server = net.createServer().listen(0, "127.0.0.1");
-    await once(server, "listening");
-    const { port } = server.address();
-    server.close();
-    await once(server, "close");
-    return port;
 }
 
 /** Does something a number of times, some of them at once. */

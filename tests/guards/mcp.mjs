@@ -5,7 +5,8 @@ import { once } from "node:events";
 import { chmod, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Sessiond, call, eventually, freePort, start } from "./lib.mjs";
+import { freePort } from "../free-port.mjs";
+import { Sessiond, call, eventually, start } from "./lib.mjs";
 
 const cwd = process.env.MCP_DIRECTORY;
 const directory = await mkdtemp(join(process.env.SESSIOND_GUARDS_DIR ?? tmpdir(), "mcp-"));

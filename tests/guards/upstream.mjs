@@ -8,7 +8,8 @@ import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Guard } from "../../clients/typescript/packages/guard/dist/index.js";
-import { GUARDS, Probe, Relay, Sessiond, eventually, freePort, start } from "./lib.mjs";
+import { freePort } from "../free-port.mjs";
+import { GUARDS, Probe, Relay, Sessiond, eventually, start } from "./lib.mjs";
 
 const { SESSIOND_BIN } = process.env;
 const directory = await mkdtemp(join(process.env.SESSIOND_GUARDS_DIR ?? tmpdir(), "upstream-"));

@@ -6,7 +6,6 @@ import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import http from "node:http";
-import net from "node:net";
 import { text } from "node:stream/consumers";
 import { after, before, describe, test } from "node:test";
 import { createVerifier, isSameOrigin } from "@sessiond/server";
@@ -17,18 +16,12 @@ import { sessiond as forNext, sessionOf, sessiondProxy } from "@sessiond/server/
 import express from "express";
 import Fastify from "fastify";
 import { Hono } from "hono";
+import { freePort } from "../../../tests/free-port.mjs";
 import { COOKIE_PROJECT, COOKIE_SERVER_KEY, PROJECT, SERVER_KEY, SESSIOND_URL, api, createSession, eventually, isActive, newUser, revoke, sleep, stale } from "./host.js";
 import { openApp, openBrowser, outs, signIn, tabs } from "./tab.js";
 
 const { AROUND_ORIGIN, SCREENSHOTS } = process.env;
 const AXE = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-
-const freePort = () => new Promise((found) => {
-    const server = net.createServer().listen(0, "127.0.0.1", () => {
-        const { port } = server.address();
-        server.close(() => found(port));
-    });
-});
 
 const bearer = ({ access_token }) => ({ authorization: `Bearer ${access_token}` });
 

@@ -4,8 +4,8 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import http from "node:http";
-import net from "node:net";
 import { after, before, describe, test } from "node:test";
+import { freePort } from "../../../tests/free-port.mjs";
 import { COOKIE_PROJECT, COOKIE_SERVER_KEY, PATIENCE_MS, Relay, api, eventually, expiry, newUser, revoke, sleep } from "./host.js";
 import { openBrowser } from "./tab.js";
 
@@ -25,10 +25,7 @@ after(() => browser.close());
 /** The example, before sessiond behind a relay; and a browser profile of its own, whose pages run `init` first. */
 async function app(t, init) {
     const relay = await Relay.open();
-    const probe = net.createServer().listen(0, "localhost");
-    await once(probe, "listening");
-    const PORT = probe.address().port;
-    await new Promise((closed) => probe.close(closed));
+    const PORT = await freePort();
     const env = { ...process.env, PORT, SESSIOND_URL: relay.url, SESSIOND_PROJECT_ID: COOKIE_PROJECT, SESSIOND_SERVER_KEY: COOKIE_SERVER_KEY };
     const server = spawn(process.execPath, [new URL("../examples/dist/pages.js", import.meta.url).pathname], { env, stdio: "inherit" });
     const origin = `http://localhost:${PORT}`;

@@ -3,18 +3,15 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import net from "node:net";
 import { test } from "node:test";
+import { freePort } from "../../../tests/free-port.mjs";
 import { COOKIE_PROJECT, COOKIE_SERVER_KEY, PATIENCE_MS, SESSIOND_URL, api, eventually, expiry, newUser } from "./host.js";
 import { openBrowser } from "./tab.js";
 
 const APP = new URL("../examples/next/", import.meta.url).pathname;
 
 test("Next.js: the proxy leads to the login page, renews the cookies of pages, and a page signs out", async (t) => {
-    const probe = net.createServer().listen(0, "localhost");
-    await once(probe, "listening");
-    const { port } = probe.address();
-    await new Promise((closed) => probe.close(closed));
+    const port = await freePort();
     const env = { ...process.env, SESSIOND_URL, SESSIOND_PROJECT_ID: COOKIE_PROJECT, SESSIOND_SERVER_KEY: COOKIE_SERVER_KEY, NEXT_TELEMETRY_DISABLED: "1" };
     const args = [`${APP}node_modules/next/dist/bin/next`, "start", "--port", String(port), "--hostname", "localhost"];
     const server = spawn(process.execPath, args, { cwd: APP, env, stdio: ["ignore", "ignore", "inherit"] });

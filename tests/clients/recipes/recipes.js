@@ -4,9 +4,9 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import net from "node:net";
 import path from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
+import { freePort } from "../../free-port.mjs";
 
 const { SESSIOND_URL, SESSIOND_SERVER_KEY, RECIPES, PYTHON } = process.env;
 
@@ -28,14 +28,6 @@ function write(heading, name) {
     const file = path.join(RECIPES, name);
     writeFileSync(file, code);
     return file;
-}
-
-async function freePort() {
-    const socket = net.createServer();
-    await new Promise((listening) => socket.listen(0, "127.0.0.1", listening));
-    const { port } = socket.address();
-    await new Promise((closed) => socket.close(closed));
-    return port;
 }
 
 /** Runs a recipe while `work` runs, which gets a function to call it. */
