@@ -60,12 +60,13 @@ need_node() {
 system_path=$PATH
 npm() { PATH=$system_path command npm "$@"; }
 
-# Copies a JavaScript directory below `target` and installs its packages there. An incomplete installation is repeated.
-# Sets `client`.
+# Copies a JavaScript directory below `target`, with what it imports from above, and installs its packages there. An incomplete
+# installation is repeated. Sets `client`.
 npm_client() {
     client=target/${1#tests/}
     mkdir -p "$client"
     cp -R "$1/." "$client"
+    cp tests/free-port.mjs target/
     if ! cmp -s "$1/package-lock.json" "$client/node_modules/installed"; then
         npm ci --prefix "$client" --ignore-scripts --no-audit --no-fund --loglevel=error
         cp "$1/package-lock.json" "$client/node_modules/installed"
