@@ -44,6 +44,12 @@ export async function api(project, method, route, body) {
     return answer;
 }
 
+/**
+ * How often tokens that live for `ttlMs` may have been renewed at their expiry, in `ms`: on a machine that takes longer than a token
+ * lives, there is another expiry. The server counts whole seconds, so a token lives for up to a second less.
+ */
+export const rotationsMax = (ms, ttlMs) => 1 + Math.floor(ms / (ttlMs - 1_000));
+
 let users = 0;
 /** A user of no other test. */
 export const newUser = () => `user-${process.pid}-${(users += 1)}`;
