@@ -1,7 +1,10 @@
 //! Tokens in cookies: on the API's own routes, and at proxies. A browser here is a cookie jar of its own making; real browsers are
 //! in `tests/clients`, real proxies in `proxies.rs`.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -1039,6 +1042,38 @@ async fn planted_tokens_of_unknown_keys_do_not_delay_a_sign_out() {
 /// How often the keys were loaded.
 async fn loads(service: &Service) -> u64 {
     service.metric(r#"sessiond_store_operation_duration_seconds_count{operation="inventory",outcome="ok"}"#).await
+}
+
+/// Requests wait for the keys to be loaded if they may be new. While they wait, they hold places of verifications.
+#[tokio::test]
+async fn made_up_refresh_cookies_leave_places_for_pages() {
+    const PLACES: usize = 8;
+    let service = Service::start_with(|_, limits| limits.requests_max = PLACES).await;
+    service.set_policy(|policy| policy.cookies.scope = CookieScope::Host).await;
+    let browser = sign_in(&service, "ada").await;
+    let page = Asked::page(browser.headers());
+    assert_eq!(pass(&service, Route::Path, "", &page).await.status, 200);
+    // For this server, the key of another one is made up.
+    let elsewhere = sign_in(&start().await, "eve").await;
+    let planted = Asked::page(header("cookie", &format!("{REFRESH}={}", elsewhere.refresh)));
+    let mut holder = service.database.connect().await;
+    holder.batch_execute("BEGIN; LOCK TABLE signing_keys").await.expect("locks");
+    let refused = AtomicUsize::new(0);
+    let flood = join_all((0..2 * PLACES).map(async |_| {
+        let status = pass(&service, Route::Path, "", &planted).await.status;
+        refused.fetch_add(usize::from(status == 503), Ordering::Relaxed);
+        status
+    }));
+    let honest = async {
+        let too_many = 2 * PLACES - PLACES / 2;
+        eventually("half of the places wait", async || refused.load(Ordering::Relaxed) == too_many).await;
+        let passed = pass(&service, Route::Path, "", &page).await;
+        holder.batch_execute("ROLLBACK").await.expect("unlocks");
+        passed.status
+    };
+    let (flooded, status) = tokio::join!(flood, honest);
+    assert_eq!(status, 200);
+    assert_eq!(flooded.iter().filter(|status| **status == 401).count(), PLACES / 2, "those that waited are answered");
 }
 
 /// A page of another origin is refused before anything is looked up for it.

@@ -50,9 +50,6 @@ const UNKNOWN_INTERVAL: Duration = Duration::from_secs(1);
 /// The most names that are remembered as unknown; further ones are looked up each time.
 const UNKNOWN_MAX: usize = 16_384;
 
-/// The most requests of proxies that wait for a reload because of such a name: half of the places for verifications, by default.
-const WAITING_MAX: usize = 2_048;
-
 /// Why a key cannot be used. For the operator only; callers do not see it.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -125,6 +122,8 @@ pub struct KeyCache {
     /// The last reload.
     last_reload: Arc<Mutex<Option<ScheduledReload>>>,
     unknown: Arc<Unknown>,
+    /// A permit for each request of a proxy that waits for a reload because of a name that it may have made up.
+    waiting: Arc<Semaphore>,
 }
 
 /// A reload that begins at `at`, or when the one before it has ended, so that no two overlap.
@@ -135,18 +134,10 @@ struct ScheduledReload {
 }
 
 /// The names that were not found, and until when they count as unknown. Keyed by a hash that is random per process.
+#[derive(Default)]
 struct Unknown {
     hasher: RandomState,
     names: Mutex<HashMap<u64, Instant>>,
-    /// A permit for each request of a proxy that waits for the next reload.
-    waiting: Semaphore,
-}
-
-impl Default for Unknown {
-    fn default() -> Self {
-        let (hasher, names) = (RandomState::default(), Mutex::default());
-        Self { hasher, names, waiting: Semaphore::new(WAITING_MAX) }
-    }
 }
 
 impl Unknown {
@@ -174,7 +165,15 @@ impl KeyCache {
             current: Arc::default(),
             last_reload: Arc::default(),
             unknown: Arc::default(),
+            waiting: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
         }
+    }
+
+    /// Limits how many requests of proxies wait for a reload because of a name that they may have made up; see
+    /// [`KeyCache::find_for_proxy`].
+    #[must_use]
+    pub fn with_waiting_max(self, count: usize) -> Self {
+        Self { waiting: Arc::new(Semaphore::new(count)), ..self }
     }
 
     /// The current snapshot.
@@ -221,7 +220,7 @@ impl KeyCache {
         if has(&snapshot) {
             return Ok(snapshot);
         }
-        let waiting = self.unknown.waiting.try_acquire();
+        let waiting = self.waiting.try_acquire();
         let _waiting = waiting.map_err(|_| store::Error::late("inventory"))?;
         self.find(name, has).await
     }

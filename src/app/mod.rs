@@ -232,6 +232,12 @@ impl App {
         Self { rates: Limiter::new(rates, self.clock.clone(), metrics.clone()), metrics, ..self }
     }
 
+    /// Keeps half of the places for verifications free of requests that wait for a key which they may have made up.
+    #[must_use]
+    pub fn with_requests_max(self, count: usize) -> Self {
+        Self { keys: self.keys.with_waiting_max(count.div_ceil(2)), ..self }
+    }
+
     /// The feed of revocations.
     pub const fn feed(&self) -> &Feed {
         &self.feed

@@ -77,7 +77,8 @@ impl App {
         let client = self.paying_client(client).await?;
         let is_confidential = client.as_ref().is_some_and(|client| client.key.is_some());
         let presented = presented.ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
-        let (snapshot, key) = self.genuine_refresh_key(&presented).await?;
+        let snapshot = self.keys.find(presented.key(), knows(&presented)).await?;
+        let key = self.genuine_refresh_key(&snapshot, &presented)?;
         let policy = snapshot.policy(key.project()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
         // One that was issued to another client is refused here, before any database query.
         let refuse = |why| self.note_refused_session(key.project(), presented.session(), why);
@@ -129,27 +130,22 @@ impl App {
         }
     }
 
-    /// The key of a refresh token of a known project; a made-up token is refused.
+    /// The key of a refresh token; a made-up token is refused.
     ///
     /// # Errors
     ///
-    /// [`Refusal::RefreshTokenNotFoundOrExpired`]; [`Refusal::RateLimited`] if the project's bucket is empty; or if the keys had to
-    /// be reloaded and the database operation fails.
-    pub(super) async fn genuine_refresh_key(
+    /// [`Refusal::RefreshTokenNotFoundOrExpired`]; [`Refusal::RateLimited`] if the project's bucket is empty.
+    pub(super) fn genuine_refresh_key(
         &self,
+        snapshot: &Snapshot,
         presented: &RefreshToken,
-    ) -> Result<(Arc<Snapshot>, Arc<RefreshKey>), Error> {
-        let known = |snapshot: &Snapshot| {
-            let key = snapshot.keyring.refresh(presented.key());
-            key.is_some_and(|key| snapshot.policy(key.project()).is_some())
-        };
-        let snapshot = self.keys.find(presented.key(), known).await?;
-        let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?.clone();
+    ) -> Result<Arc<RefreshKey>, Refusal> {
+        let key = snapshot.keyring.refresh(presented.key()).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
         self.rates.check(Bucket::Project(key.project()))?;
         if !key.verify_tag(presented) {
-            return Err(Refusal::RefreshTokenNotFoundOrExpired.into());
+            return Err(Refusal::RefreshTokenNotFoundOrExpired);
         }
-        Ok((snapshot, key))
+        Ok(Arc::clone(key))
     }
 
     /// Rotates the chain together with those of other requests; see [`Groups`].
@@ -346,6 +342,12 @@ async fn rotate(
 }
 
 /// Extends the session's life by the refresh.
+/// Whether a snapshot has the key of a refresh token, and its project.
+pub(super) fn knows(presented: &RefreshToken) -> impl Fn(&Snapshot) -> bool {
+    let key = presented.key();
+    move |snapshot| snapshot.keyring.refresh(key).is_some_and(|key| snapshot.policy(key.project()).is_some())
+}
+
 fn record(
     rotations: &mut SessionRotations,
     stored: StoredSession,

@@ -20,6 +20,7 @@ use super::Client;
 use super::ClientAuth;
 use super::Error;
 use super::Grant;
+use super::refresh::knows;
 use crate::store::Role;
 use crate::telemetry::request;
 use sessiond_core::clock::Timestamp;
@@ -139,7 +140,8 @@ impl App {
     ) -> Result<(SharedOutcome, Arc<Grant>), Error> {
         let token = RefreshToken::parse(presented).ok_or(Refusal::RefreshTokenNotFoundOrExpired)?;
         // A made-up token takes no place among the results.
-        self.genuine_refresh_key(&token).await?;
+        let snapshot = self.keys.find_for_proxy(token.key(), knows(&token)).await?;
+        self.genuine_refresh_key(&snapshot, &token)?;
         let key = renewal_key(project, presented, origin);
         let begin = || self.begin_renewal(key.clone(), token, origin);
         let mut shared = self.renewals.join(&key, self.clock.now(), out_of_date, begin);

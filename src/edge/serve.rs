@@ -187,6 +187,7 @@ impl Server {
         metrics: Metrics,
         beside: impl FnOnce(Router) -> Router,
     ) -> Result<Self, BindError> {
+        let app = app.with_requests_max(limits.requests_max);
         app.feed().set_subscribers_max(limits.subscribers_max);
         app.feed().set_staleness_max(limits.staleness_max);
         let health = HealthReporter::new();
