@@ -272,11 +272,12 @@ func (reader *streamReader) apply(m object, at time.Duration) (streamEnd, error)
 // replica because of the age.
 func (reader *streamReader) isStale(age, at time.Duration) bool {
 	leaves := reader.progress.shouldLeave(age, at, reader.feed)
-	// A replica may know less than the set that is in use has, and what is known to be revoked stays so.
-	if before, isComplete := reader.feed.revocations.age(reader.feed.time); !isComplete || age <= before {
+	// Not one that is older than the set in use: it may lack what is known to be revoked.
+	if news, isComplete := reader.feed.revocations.ageOfNews(reader.feed.time); !isComplete || age <= news {
 		reader.useSnapshot()
 	}
-	// The set is at least as recent as it was before this stream, unless the stream has replaced it.
+	// The set is at least as recent as it was before this stream, unless the stream has replaced it. While a snapshot waits, the age
+	// is the snapshot's.
 	if reader.snapshot == nil && (!leaves || reader.hasNewSnapshot) {
 		reader.feed.revocations.setAge(reader.feed.time, age)
 	}
@@ -289,6 +290,7 @@ func (reader *streamReader) useSnapshot() {
 		return
 	}
 	reader.feed.revocations.replace(reader.snapshot)
+	reader.feed.revocations.noteNews(reader.feed.time)
 	if reader.cursor != nil {
 		reader.progress.cursor = *reader.cursor
 	}
@@ -344,6 +346,9 @@ func (reader *streamReader) insert(batch json.RawMessage) (why streamEnd, err er
 	}
 	if isFull() {
 		return "too_many_entries", nil
+	}
+	if reader.snapshot == nil {
+		reader.feed.revocations.noteNews(reader.feed.time)
 	}
 	now := reader.feed.time.elapsed()
 	// Reused, because there may be a million.

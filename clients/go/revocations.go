@@ -279,6 +279,8 @@ type revocations struct {
 	// The moment up to which the set is current: on the monotonic clock, and as the time of day. The first stops while the
 	// machine sleeps, and the second may be set: the older of the two counts.
 	currentUntil [2]atomic.Int64
+	// When the set last learned something, by the monotonic clock.
+	newsAt atomic.Int64
 }
 
 func newRevocations() *revocations {
@@ -309,6 +311,21 @@ func (r *revocations) age(t *timeOfDay) (time.Duration, bool) {
 func (r *revocations) setAge(t *timeOfDay, age time.Duration) {
 	r.currentUntil[1].Store(int64(t.now() - age))
 	r.currentUntil[0].Store(int64(t.elapsed() - age))
+}
+
+// ageOfNews returns how old a snapshot may be that has all that the set has, once there is a complete one: between two heartbeats, the
+// set knows more than its age says.
+func (r *revocations) ageOfNews(t *timeOfDay) (time.Duration, bool) {
+	age, isComplete := r.age(t)
+	if since := t.elapsed() - time.Duration(r.newsAt.Load()); since < age {
+		age = since
+	}
+	return age, isComplete
+}
+
+// noteNews records that the set has learned something.
+func (r *revocations) noteNews(t *timeOfDay) {
+	r.newsAt.Store(int64(t.elapsed()))
 }
 
 // replace replaces the set by a complete snapshot.

@@ -283,21 +283,23 @@ impl<'a> StreamReader<'a> {
                     // What comes while a snapshot waits is news for the set in use too.
                     Some(Snapshot { set, .. }) => [Some(set), Some(&*current)],
                 };
-                for set in sets.into_iter().flatten() {
-                    // Before too: a server that offers more than was asked for must not fill the memory a batch at a time.
-                    check_size(set, guard.max_entries)?;
-                    for revocation in &batch.revocations {
-                        insert(set, &guard.project, revocation, guard.time.elapsed())
-                            .ok_or(StreamEnd::UnknownRevocation)?;
-                    }
-                    check_size(set, guard.max_entries)?;
+                let mut sets = sets.into_iter().flatten();
+                // Before too: a server that offers more than was asked for must not fill the memory a batch at a time.
+                sets.clone().try_for_each(|set| check_size(set, guard.max_entries))?;
+                if self.snapshot.is_none() {
+                    guard.revocations.note_news(&guard.time);
                 }
                 for revocation in &batch.revocations {
                     if let Some(PbTarget::Withheld(withheld)) = &revocation.ended {
                         increment(&guard.counters.withheld);
                         progress.logged.withheld(&withheld.kind);
                     }
+                    for set in sets.clone() {
+                        insert(set, &guard.project, revocation, guard.time.elapsed())
+                            .ok_or(StreamEnd::UnknownRevocation)?;
+                    }
                 }
+                sets.try_for_each(|set| check_size(set, guard.max_entries))?;
             }
             Some(Event::SnapshotComplete(_)) => {
                 if let Some(snapshot) = &mut self.snapshot {
@@ -315,11 +317,12 @@ impl<'a> StreamReader<'a> {
                 let stream_age = heartbeat.stream_age_ms.map(|millis| millis.try_into().unwrap_or(0));
                 let age = age + self.delay.of_heartbeat(at, stream_age.map(Duration::from_millis));
                 let leaves = progress.stale.should_leave(age, at);
-                // A replica may know less than the set that is in use has, and what is known to be revoked stays so.
-                if guard.revocations.age(&guard.time).is_none_or(|before| age <= before) {
+                // Not one that is older than the set in use: it may lack what is known to be revoked.
+                if guard.revocations.age_of_news(&guard.time).is_none_or(|news| age <= news) {
                     previous = self.use_snapshot(progress);
                 }
-                // The set is at least as recent as it was before this stream, unless the stream has replaced it.
+                // The set is at least as recent as it was before this stream, unless the stream has replaced it. While a snapshot
+                // waits, the age is the snapshot's.
                 if self.snapshot.is_none() && (!leaves || self.has_new_snapshot) {
                     guard.revocations.set_age(&guard.time, age);
                 }
@@ -346,6 +349,7 @@ impl<'a> StreamReader<'a> {
         let Snapshot { set, cursor, .. } = self.snapshot.take_if(|snapshot| snapshot.is_whole)?;
         self.has_new_snapshot = true;
         let previous = self.guard.revocations.replace(set);
+        self.guard.revocations.note_news(&self.guard.time);
         increment(&self.guard.counters.snapshots);
         if let Some(next) = cursor {
             progress.cursor = next;

@@ -24,6 +24,8 @@ pub(super) struct Revocations {
     /// The moment up to which the set is current, in microseconds: on the monotonic clock, and as the time of day. The first
     /// stops while the machine sleeps, and the second may be set: the older of the two counts.
     current_until: [AtomicI64; 2],
+    /// When the set last learned something, by the monotonic clock in microseconds.
+    news_at: AtomicI64,
 }
 
 impl Revocations {
@@ -59,6 +61,18 @@ impl Revocations {
         let current_until: Timestamp = time.now() - age;
         time_of_day.store(current_until.as_micros(), Ordering::Relaxed);
         monotonic.store(micros(time.elapsed()).saturating_sub(micros(age)), Ordering::Relaxed);
+    }
+
+    /// How old a snapshot may be that has all that the set has: between two heartbeats, the set knows more than its age says. `None`
+    /// before the first complete snapshot.
+    pub(super) fn age_of_news(&self, time: &Time) -> Option<Duration> {
+        let since = micros(time.elapsed()).saturating_sub(self.news_at.load(Ordering::Relaxed));
+        Some(self.age(time)?.min(Duration::from_micros(since.try_into().unwrap_or(0))))
+    }
+
+    /// Records that the set has learned something.
+    pub(super) fn note_news(&self, time: &Time) {
+        self.news_at.store(micros(time.elapsed()), Ordering::Relaxed);
     }
 
     /// Replaces the set by a complete snapshot, and returns the previous set.

@@ -207,11 +207,12 @@ class StreamReader:
         replica because of the age."""
         feed = self._feed
         leaves = self._progress.should_leave(age, at, feed)
-        # A replica may know less than the set that is in use has, and what is known to be revoked stays so.
-        before = feed.revocations.age(feed.time)
-        if before is None or age <= before:
+        # Not one that is older than the set in use: it may lack what is known to be revoked.
+        news = feed.revocations.age_of_news(feed.time)
+        if news is None or age <= news:
             self._use_snapshot()
-        # The set is at least as recent as it was before this stream, unless the stream has replaced it.
+        # The set is at least as recent as it was before this stream, unless the stream has replaced it. While a snapshot waits, the
+        # age is the snapshot's.
         if self._snapshot is None and (not leaves or self._has_new_snapshot):
             feed.revocations.set_age(feed.time, age)
         return leaves
@@ -221,6 +222,7 @@ class StreamReader:
         if self._snapshot is None or not self._is_whole:
             return
         self._feed.revocations.replace(self._snapshot)
+        self._feed.revocations.note_news(self._feed.time)
         if self._cursor is not None:
             self._progress.cursor = self._cursor
         self._snapshot, self._is_whole, self._has_new_snapshot = None, False, True
@@ -247,6 +249,8 @@ class StreamReader:
             sets.append(feed.revocations.set)
         if any(len(revoked) > feed.max_entries for revoked in sets):
             return "too_many_entries"
+        if self._snapshot is None:
+            feed.revocations.note_news(feed.time)
         now = feed.time.elapsed()
         # Most entries of a batch are kept until the same second, and share the number.
         seconds: Dict[int, int] = {}

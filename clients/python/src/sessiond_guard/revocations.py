@@ -165,6 +165,8 @@ class Revocations:
         # The moment up to which the set is current: on the monotonic clock, and as the time of day. The first stops while the
         # machine sleeps, and the second may be set: the older of the two counts.
         self._current_until: Tuple[float, float] = (-math.inf, -math.inf)
+        # When the set last learned something, by the monotonic clock.
+        self._news_at = -math.inf
 
     def age(self, time: Time) -> Optional[float]:
         """The age of the set in milliseconds; None before the first complete snapshot."""
@@ -176,6 +178,16 @@ class Revocations:
     def set_age(self, time: Time, age: float) -> None:
         """Records that the set is at most this old."""
         self._current_until = (time.elapsed() - age, time.now() - age)
+
+    def age_of_news(self, time: Time) -> Optional[float]:
+        """How old a snapshot may be that has all that the set has, in milliseconds: between two heartbeats, the set knows more than
+        its age says. None before the first complete snapshot."""
+        age = self.age(time)
+        return None if age is None else min(age, time.elapsed() - self._news_at)
+
+    def note_news(self, time: Time) -> None:
+        """Records that the set has learned something."""
+        self._news_at = time.elapsed()
 
     def replace(self, revoked: RevokedSet) -> None:
         """Replaces the set by a complete snapshot."""

@@ -240,10 +240,11 @@ def _read_object(encoded: str) -> Optional[Dict[str, Any]]:
         value = json.loads(text, parse_int=_integer, parse_float=_float, parse_constant=_constant)
         if not isinstance(value, dict):
             return None
+        pairs = json.loads(text, object_pairs_hook=list)
         if "\\u" in text:
             # Half of a surrogate pair is not Unicode.
-            json.dumps(value, ensure_ascii=False).encode()
-        names = [name for name, _ in json.loads(text, object_pairs_hook=list)]
+            json.dumps(pairs, ensure_ascii=False).encode()
+        names = [name for name, _ in pairs]
     except (ValueError, RecursionError):
         return None
     if len(names) != len(value) and any(names.count(name) > 1 for name in _SINGLE):

@@ -469,6 +469,8 @@ fn malformed_claims() -> Vec<Value> {
         odd("act with half of a surrogate pair", &base.with("act", r#"{"sub":"bob","x":"\ud83d"}"#)),
         odd("act with a number that is too large", &base.with("act", r#"{"sub":"bob","x":1e400}"#)),
         odd("a number that is too large", &base.with("role", "[-1e400]")),
+        odd("a number that is too large, and the name again", &base.with("role", "1e400").and("role", "1")),
+        odd("half of a surrogate pair, and the name again", &base.with("role", r#""\ud83d""#).and("role", "1")),
         odd("a number of 400 digits", &base.with("role", "9".repeat(400))),
         silent(bad(
             "a number that is too large in the header",

@@ -243,9 +243,10 @@ export class StreamReader {
      */
     #isStale(age: number, at: number, time: Time): boolean {
         const leaves = this.#progress.shouldLeave(age, at, this.#feed);
-        // A replica may know less than the set that is in use has, and what is known to be revoked stays so.
-        if (age <= (this.#feed.revocations.age(time) ?? Infinity)) this.#useSnapshot();
-        // The set is at least as recent as it was before this stream, unless the stream has replaced it.
+        // Not one that is older than the set in use: it may lack what is known to be revoked.
+        if (age <= (this.#feed.revocations.ageOfNews(time) ?? Infinity)) this.#useSnapshot();
+        // The set is at least as recent as it was before this stream, unless the stream has replaced it. While a snapshot waits, the
+        // age is the snapshot's.
         if (!this.#snapshot && (!leaves || this.#hasNewSnapshot)) this.#feed.revocations.setAge(time, age);
         return leaves;
     }
@@ -254,6 +255,7 @@ export class StreamReader {
     #useSnapshot(): void {
         if (!this.#snapshot || !this.#isWhole) return;
         this.#feed.revocations.replace(this.#snapshot);
+        this.#feed.revocations.noteNews(this.#feed.time);
         if (this.#cursor !== undefined) this.#progress.cursor = this.#cursor;
         [this.#snapshot, this.#isWhole, this.#hasNewSnapshot] = [undefined, false, true];
         this.#feed.onSnapshot?.();
@@ -296,6 +298,7 @@ export class StreamReader {
             for (const set of sets) set.insert(target, until);
             if (isNews) targets.push(target);
         }
+        if (!this.#snapshot) revocations.noteNews(time);
         if (targets.length > 0) this.#feed.onRevoked?.(targets);
         if (!isKnown) return "unknown_revocation";
         return isFull() ? "too_many_entries" : undefined;

@@ -226,6 +226,8 @@ export class Revocations {
      * machine sleeps, and the second may be set: the older of the two counts.
      */
     #currentUntil: [number, number] = [-Infinity, -Infinity];
+    /** When the set last learned something, by the monotonic clock. */
+    #newsAt = -Infinity;
 
     /** The age of the set in milliseconds; undefined before the first complete snapshot. */
     age(time: Time): number | undefined {
@@ -237,6 +239,20 @@ export class Revocations {
     /** Records that the set is at most this old. */
     setAge(time: Time, age: number): void {
         this.#currentUntil = [time.elapsed() - age, time.now() - age];
+    }
+
+    /**
+     * How old a snapshot may be that has all that the set has, in milliseconds: between two heartbeats, the set knows more than its
+     * age says. Undefined before the first complete snapshot.
+     */
+    ageOfNews(time: Time): number | undefined {
+        const age = this.age(time);
+        return age === undefined ? undefined : Math.min(age, time.elapsed() - this.#newsAt);
+    }
+
+    /** Records that the set has learned something. */
+    noteNews(time: Time): void {
+        this.#newsAt = time.elapsed();
     }
 
     /** Replaces the set by a complete snapshot. */

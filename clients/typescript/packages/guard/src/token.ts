@@ -226,7 +226,7 @@ function readObject(encoded: string): Map<string, string> | undefined {
         text = UTF8.decode(bytes);
         const value: unknown = JSON.parse(text);
         if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
-        if (/\\u[dD]|\d[eE]|\d{309}/.test(text) && !isWellFormed(value)) return undefined;
+        if (/\\u[dD]|\d[eE]|\d{309}/.test(text) && !isWellFormed(text)) return undefined;
     } catch {
         return undefined;
     }
@@ -259,12 +259,16 @@ function readObject(encoded: string): Map<string, string> | undefined {
     return members;
 }
 
-/** Whether no text in a value has half of a surrogate pair, which is not Unicode, and no number is too large. */
-function isWellFormed(value: unknown): boolean {
-    if (typeof value === "number") return Number.isFinite(value);
-    if (typeof value === "string") return !/\p{Surrogate}/u.test(value);
-    if (typeof value !== "object" || value === null) return true;
-    return Object.entries(value).every(([name, member]) => isWellFormed(name) && isWellFormed(member));
+/**
+ * Whether no text in a JSON text has half of a surrogate pair, which is not Unicode, and no number is too large. `JSON.parse` would
+ * drop the first of two members with one name unseen.
+ */
+function isWellFormed(json: string): boolean {
+    const [texts, numbers] = [/"(?:[^"\\]|\\.)*"/g, /-?\d[\d.eE+-]*/g];
+    return (
+        (json.match(texts) ?? []).every((text) => !/\p{Surrogate}/u.test(JSON.parse(text) as string)) &&
+        (json.replace(texts, "").match(numbers) ?? []).every((number) => Number.isFinite(Number(number)))
+    );
 }
 
 /** The text in a JSON text; undefined if it is another value. */
