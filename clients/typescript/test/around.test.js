@@ -3,13 +3,15 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { readFile } from "node:fs/promises";
+import { mkdtemp, readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import http from "node:http";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import { text } from "node:stream/consumers";
 import { after, before, describe, test } from "node:test";
 import { createVerifier, isSameOrigin } from "@sessiond/server";
-import { sessiond as forExpress } from "@sessiond/server/express";
+import { sessiondApi, sessiond as forExpress } from "@sessiond/server/express";
 import { sessiond as forFastify } from "@sessiond/server/fastify";
 import { sessiond as forHono } from "@sessiond/server/hono";
 import { sessiond as forNext, sessionOf, sessiondProxy } from "@sessiond/server/next";
@@ -17,7 +19,7 @@ import express from "express";
 import Fastify from "fastify";
 import { Hono } from "hono";
 import { freePort } from "../../../tests/free-port.mjs";
-import { COOKIE_PROJECT, COOKIE_SERVER_KEY, PROJECT, SERVER_KEY, SESSIOND_URL, api, createSession, eventually, isActive, newUser, revoke, sleep, stale } from "./host.js";
+import { COOKIE_PROJECT, COOKIE_SERVER_KEY, PROJECT, Relay, SERVER_KEY, SESSIOND_URL, api, createSession, eventually, isActive, newUser, revoke, sleep, stale } from "./host.js";
 import { openApp, openBrowser, outs, signIn, tabs } from "./tab.js";
 
 const { AROUND_ORIGIN, SCREENSHOTS } = process.env;
@@ -145,6 +147,40 @@ describe("middlewares", { concurrency: true }, () => {
             const page = await ask("/a?b=c", { headers: { accept: "text/html" } });
             assert.deepEqual([page.status, page.headers.get("location")], [302, "/login?return_to=%2Fa%3Fb%3Dc"], name);
         }
+    });
+
+    test("where requests come from, and sessiond's routes on a Unix socket", async (t) => {
+        const relay = await Relay.open();
+        t.after(() => relay.close());
+        const seen = [];
+        relay.server.on("request", ({ headers }) => seen.push(headers["x-forwarded-for"]));
+        const options = { url: relay.url, project: PROJECT };
+        const [session, user] = [await createSession(), { "x-forwarded-for": "203.0.113.9" }];
+        const headers = { ...bearer(session), ...user };
+        const serve = async (app, at) => {
+            const listening = http.createServer(app).listen(at);
+            await once(listening, "listening");
+            t.after(() => listening.close());
+            return (method, path, given = headers) => new Promise((answered, failed) => {
+                const { port, address: host } = listening.address();
+                const to = typeof at === "string" ? { socketPath: at } : { host, port };
+                http.request({ ...to, method, path, headers: given }, (answer) => answer.resume().on("end", () => answered(answer.statusCode))).on("error", failed).end();
+            });
+        };
+        const app = (trusted) => express().set("trust proxy", trusted).use(sessiondApi(options), forExpress(options), (_request, response) => response.end());
+        const local = { host: "127.0.0.1", port: 0 };
+        const [plain, trusting] = [await serve(app(false), local), await serve(app("loopback"), local)];
+        const socket = await serve(app(false), path.join(await mkdtemp(path.join(tmpdir(), "sessiond-")), "app.socket"));
+        // What came stays, for sessiond to follow as far as it trusts.
+        assert.equal(await plain("GET", "/auth/sessions/current"), 200);
+        assert.equal(await plain("GET", "/page"), 200);
+        assert.equal(await plain("GET", "/page", bearer(session)), 200);
+        assert.equal(await trusting("GET", "/auth/sessions/current"), 200);
+        assert.equal(await trusting("GET", "/page"), 200);
+        assert.equal(await socket("GET", "/page"), 200);
+        assert.equal(await socket("DELETE", "/auth/sessions/current"), 200);
+        assert.deepEqual(seen, ["203.0.113.9, 127.0.0.1", "203.0.113.9, 127.0.0.1", "127.0.0.1", "203.0.113.9", "203.0.113.9", undefined, undefined]);
+        assert.equal(await isActive(session.access_token), false);
     });
 
     test("which requests come from the app's own origin", () => {

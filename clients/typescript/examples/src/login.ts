@@ -17,7 +17,9 @@ export async function endSession(cookies: string | undefined): Promise<void> {
     if (cookies === undefined) return;
     // The header says that no other site's page asks.
     const headers = { cookie: cookies, "x-sessiond-csrf": "1" };
-    await fetch(`${SESSIOND_URL}/auth/sessions/current`, { method: "DELETE", headers, signal: AbortSignal.timeout(5_000) });
+    const response = await fetch(`${SESSIOND_URL}/auth/sessions/current`, { method: "DELETE", headers, signal: AbortSignal.timeout(5_000) });
+    // 401: there is none.
+    if (!response.ok && response.status !== 401) throw new Error(`sessiond did not end the earlier session: ${response.status}`);
 }
 
 /** Creates a session at sessiond. With `cookies`, its tokens are to be kept in cookies. */

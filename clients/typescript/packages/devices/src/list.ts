@@ -32,8 +32,8 @@ export class DeviceList {
     #stops: (() => void)[] = [];
     #shownSession: string | undefined;
     #user: string | undefined;
-    /** Why the last ending failed: a load in the background does not take that from the user's eyes. */
-    #notEnded: SessiondError | undefined;
+    /** Why the last ending failed, and what stays after it: a load in the background does not take that from the user's eyes. */
+    #notEnded: { error: SessiondError; stays: (device: Session) => boolean } | undefined;
 
     constructor(client: Client, pageSize = 50) {
         this.#client = client;
@@ -118,7 +118,9 @@ export class DeviceList {
                 } while (nextPage && devices.size < count);
                 this.#nextPage = nextPage;
                 const sorted = [...devices.values()].sort((one, other) => Number(other.is_current_session) - Number(one.is_current_session));
-                const failed = this.#notEnded && { error: this.#notEnded };
+                // The server may have ended it all the same.
+                if (this.#notEnded && sorted.every(this.#notEnded.stays)) this.#notEnded = undefined;
+                const failed = this.#notEnded && { error: this.#notEnded.error };
                 this.#show({ devices: sorted, hasMore: nextPage !== "", isLoading: false, ...failed });
             } catch (error) {
                 if (load === this.#load) this.#fail(error);
@@ -147,7 +149,7 @@ export class DeviceList {
         try {
             await end();
         } catch (error) {
-            this.#notEnded = error as SessiondError;
+            if (this.#client.state.status !== "signed-out") this.#notEnded = { error: error as SessiondError, stays };
             this.#fail(error);
             throw error;
         }

@@ -1,6 +1,6 @@
 import { type IncomingMessage, type ServerResponse, request as httpRequest } from "node:http";
 import { request as httpsRequest } from "node:https";
-import { PRIVATE, type RequestSession, type VerifierOptions, addressOf, createVerifier } from "./index.js";
+import { PRIVATE, type RequestSession, type VerifierOptions, createVerifier, forwardedFor, senderOf } from "./index.js";
 
 declare module "http" {
     interface IncomingMessage {
@@ -17,7 +17,7 @@ export function sessiond(options: VerifierOptions) {
             const value = request.headers[name];
             return Array.isArray(value) ? value.join(", ") : value;
         };
-        verify({ method: request.method ?? "GET", path: (request as { originalUrl?: string }).originalUrl ?? request.url ?? "/", header, address: addressOf(request) }).then((verdict) => {
+        verify({ method: request.method ?? "GET", path: (request as { originalUrl?: string }).originalUrl ?? request.url ?? "/", header, from: senderOf(request) }).then((verdict) => {
             for (const [name, value] of verdict.headers) response.appendHeader(name, value);
             if (verdict.status) return void response.writeHead(verdict.status).end(verdict.body);
             if (verdict.session) request.sessiond = verdict.session;
@@ -46,6 +46,9 @@ function keepPrivate(response: ServerResponse): void {
     }) as typeof writeHead;
 }
 
+/** How long a request that changes something may take when its page has gone, in milliseconds. */
+const LEFT_MS = 30_000;
+
 /**
  * Serves sessiond's own routes on the app's origin, for pages in cookie mode, where no proxy in front of the app does:
  * `app.use(sessiondApi({ url }))`, before anything that reads bodies. Passes on what begins with `/auth/`.
@@ -57,11 +60,13 @@ export function sessiondApi({ url }: { url: string }) {
         const path = request.url ?? "";
         // As it is read on the way: `/auth/../x` is not below `/auth/`.
         if (!path.startsWith("/auth/") || !new URL(path, "http://localhost").pathname.startsWith("/auth/")) return next();
-        // With the page's own host, by which sessiond tells a page of another origin, and the address of the client. What the client
-        // says of that counts only if it passed through proxies of ours, which the application knows.
-        const headers = { ...request.headers, "x-forwarded-host": request.headers.host, "x-forwarded-for": addressOf(request) };
-        delete headers.forwarded;
+        const { forwarded, "x-forwarded-for": came, ...headers } = request.headers;
+        const addresses = forwardedFor(String(came ?? ""), senderOf(request));
+        if (addresses !== undefined) headers["x-forwarded-for"] = addresses;
+        // The page's own host, by which sessiond tells a page of another origin.
+        if (headers.host !== undefined) headers["x-forwarded-host"] = headers.host;
         const onward = send(target + path, { method: request.method ?? "GET", headers }, (answer) => {
+            if (response.destroyed) return void answer.resume();
             response.writeHead(answer.statusCode ?? 502, answer.headers);
             response.flushHeaders();
             answer.on("error", () => response.destroy()).pipe(response);
@@ -70,7 +75,11 @@ export function sessiondApi({ url }: { url: string }) {
             if (response.headersSent) response.destroy();
             else response.writeHead(503, { "retry-after": "1" }).end();
         });
-        response.on("close", () => onward.destroy());
+        response.on("close", () => {
+            // A sign-out that has been received is carried out, whether or not the page waits for it.
+            if (request.method === "GET" || !request.complete) onward.destroy();
+            else onward.setTimeout(LEFT_MS, () => onward.destroy());
+        });
         request.pipe(onward);
     };
 }

@@ -23,7 +23,7 @@ export const sessiond: FastifyPluginAsync<VerifierOptions> = async (app, options
             const value = request.headers[name];
             return Array.isArray(value) ? value.join(", ") : value;
         };
-        const verdict = await verify({ method: request.method, path: request.url, header, address: request.ip });
+        const verdict = await verify({ method: request.method, path: request.url, header, from: { peer: request.socket.remoteAddress, ip: request.ip } });
         for (const [name, value] of verdict.headers) reply.header(name, value);
         if (verdict.status) return reply.code(verdict.status).send(verdict.body);
         if (verdict.headers.length > 0) renewed.add(reply);

@@ -14,7 +14,7 @@ export function sessiond(options: VerifierOptions): MiddlewareHandler<{ Variable
             method: context.req.method,
             path: context.req.url.replace(/^[a-z]+:\/\/[^/]*/, ""),
             header: (name) => context.req.header(name),
-            address: (context.env as NodeBindings | undefined)?.incoming?.socket.remoteAddress,
+            from: { peer: (context.env as NodeBindings | undefined)?.incoming?.socket.remoteAddress },
         });
         if (verdict.status) return new Response(verdict.body, { status: verdict.status, headers: new Headers(verdict.headers.map(([...header]) => header)) });
         context.set("sessiond", verdict.session);

@@ -36,8 +36,16 @@ export interface VerifiedRequest {
     /** The path and the query. */
     path: string;
     header(name: string): string | undefined;
-    /** The client's address. Counts if the application is one of sessiond's `--trusted-proxy`. */
-    address?: string | undefined;
+    /** Where it came from. */
+    from?: Sender;
+}
+
+/** Who sent a request. */
+export interface Sender {
+    /** The address of the connection, which may be that of a proxy. */
+    peer?: string | undefined;
+    /** The client's, if the framework knows the application's proxies: in Express by `trust proxy`, in Fastify by `trustProxy`. */
+    ip?: string | undefined;
 }
 
 /** What to do with a request: pass it on, or answer with `status`. Both with these response headers. */
@@ -70,12 +78,17 @@ function claimsOf(authorization: string): Record<string, unknown> {
     return JSON.parse(Buffer.from(payload, "base64url").toString());
 }
 
+/** The sender of a request of Node's, which may be one of Express's. */
+export const senderOf = (request: IncomingMessage): Sender => ({ peer: request.socket.remoteAddress, ip: (request as { ip?: string }).ip });
+
 /**
- * The address of a request's client: in Express `request.ip`, which follows its setting `trust proxy`; elsewhere that of the
- * connection. Never what the client itself says.
+ * The `X-Forwarded-For` to sessiond, as every proxy writes it: what came, and the address of the connection. sessiond follows it from
+ * the end, as far as each is one of its `--trusted-proxy`, so what a client makes up does not count. Undefined where the connection has
+ * no address, as on a Unix socket, and the framework knows none.
  */
-export function addressOf(request: IncomingMessage): string | undefined {
-    return (request as { ip?: string }).ip ?? request.socket.remoteAddress;
+export function forwardedFor(came: string | undefined, { peer, ip = peer }: Sender): string | undefined {
+    if (ip !== peer) return ip;
+    return peer && [came, peer].filter(Boolean).join(", ");
 }
 
 /** Not by `fetch`, which adds headers of its own, `Sec-Fetch-Mode` among them. */
@@ -109,7 +122,8 @@ export function createVerifier(options: VerifierOptions): (request: VerifiedRequ
             const value = request.header(name);
             if (value !== undefined) headers[name] = value;
         }
-        if (request.address !== undefined) headers["x-forwarded-for"] = request.address;
+        const addresses = forwardedFor(request.header("x-forwarded-for"), request.from ?? {});
+        if (addresses !== undefined) headers["x-forwarded-for"] = addresses;
         const host = request.header("host");
         if (cookies && host !== undefined) headers["x-forwarded-host"] = host;
         if (optional && !headers["authorization"] && !headers["cookie"]) return NOBODY;

@@ -62,8 +62,11 @@ const app = express();
 app.all("/mcp", sessiond(guard), express.json(), async (request, response) => {
     const session = await sessionOf(request, request.principal);
     if (!session) return response.status(404).json({ jsonrpc: "2.0", error: { code: -32001, message: "Session not found" }, id: null });
+    // The client may have gone meanwhile.
+    if (response.destroyed) return;
     // The stream ends with the token: at once if the session ends, and when it expires. The client comes back with a fresh one.
     const { signal, stop } = guard.watch(bearer(request.headersDistinct.authorization));
+    if (signal.aborted) return response.destroy();
     signal.addEventListener("abort", () => {
         response.destroy();
         if (signal.reason.reason === "SESSION_REVOKED") void session.transport.close();
@@ -74,6 +77,6 @@ app.all("/mcp", sessiond(guard), express.json(), async (request, response) => {
         session.open -= 1;
         session.usedAt = Date.now();
     });
-    if (!signal.aborted) await session.transport.handleRequest(request, response, request.body);
+    await session.transport.handleRequest(request, response, request.body);
 });
 const server = app.listen(Number(PORT), "127.0.0.1", () => console.log(`listening on http://127.0.0.1:${server.address().port}/mcp`));
