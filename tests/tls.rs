@@ -193,6 +193,13 @@ async fn a_replaced_certificate_is_used_without_a_failed_request() {
     assert_eq!(warnings(), before, "the same files are not logged again");
     authority.issue(Kind::Expired);
     eventually("says so", async || text(&log).contains("until 2021-01-01T00:00:00Z only")).await;
+    let before = warnings();
+    let issued = authority.issue(Kind::Early);
+    eventually("says so", async || warnings() > before).await;
+    eventually("is presented when it is valid", async || {
+        authority.get(serving.addr, "/healthz").await == Ok(issued.clone())
+    })
+    .await;
     let issued = authority.issue(Kind::Good);
     eventually("recovers", async || authority.get(serving.addr, "/healthz").await == Ok(issued.clone())).await;
 

@@ -100,6 +100,8 @@ pub struct ServerTls(Arc<TlsState>);
 
 struct TlsState {
     certificate: Watched<2>,
+    /// From when the certificate in the files is valid, if it was refused because that is still to come.
+    valid_from: Mutex<Option<Timestamp>>,
     client_ca: Option<Watched<1>>,
     /// For new connections.
     current: RwLock<Arc<CurrentTls>>,
@@ -159,7 +161,8 @@ impl ServerTls {
         let clients = client_ca.as_ref().map(|file| file.read().and_then(|[roots]| clients(file.first(), &roots)));
         let current = CurrentTls::new(certified, valid_until, clients.transpose()?)
             .map_err(|error| TlsError::Unusable(certificate.first().to_owned(), error))?;
-        Ok(Some(Self(Arc::new(TlsState { certificate, client_ca, current: RwLock::new(Arc::new(current)) }))))
+        let (valid_from, current) = (Mutex::default(), RwLock::new(Arc::new(current)));
+        Ok(Some(Self(Arc::new(TlsState { certificate, valid_from, client_ca, current }))))
     }
 
     /// Completes the handshake of a new connection, within `time`. The client may present a certificate.
@@ -203,12 +206,20 @@ impl ServerTls {
     /// Replaces the certificate, and the authorities of client certificates, if their files have changed and can be used. One
     /// does not depend on the other.
     fn reload(&self, metrics: &Metrics) {
-        let state = &*self.0;
+        let (state, now) = (&*self.0, Clock::system().now());
+        let mut valid_from = state.valid_from.lock().unwrap_or_else(PoisonError::into_inner);
+        if valid_from.take_if(|from| *from <= now).is_some() {
+            state.certificate.forget();
+        }
         let certificate = state.certificate.changed().map(|read| {
             let parsed = read.and_then(|[chain, key]| certified(&state.certificate, &chain, &key));
             (state.certificate.first(), parsed)
         });
         if let Some((file, parsed)) = certificate {
+            *valid_from = match parsed {
+                Err(TlsError::NotValid { from, .. }) if now < from => Some(from),
+                Ok(_) | Err(_) => None,
+            };
             let replaced = parsed.and_then(|(certified, valid_until)| {
                 self.replace(file, |current| CurrentTls::new(certified, valid_until, current.clients.clone()))
             });
@@ -320,6 +331,11 @@ impl<const N: usize> Watched<N> {
             *bytes = std::fs::read(file).map_err(|error| TlsError::Unreadable(file.clone(), pem::Error::Io(error)))?;
         }
         Ok(contents)
+    }
+
+    /// Takes the files for changed the next time.
+    fn forget(&self) {
+        *self.last_read.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Records what was read, and returns whether it differs from the last.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::Empty;
@@ -36,6 +37,23 @@ pub struct Authority {
 pub enum Kind {
     Good,
     Expired,
+    /// Valid in three seconds.
+    Early,
+}
+
+impl Kind {
+    fn date(&self, params: &mut CertificateParams) {
+        match self {
+            Self::Good => {}
+            Self::Expired => {
+                (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1))
+            }
+            Self::Early => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+                params.not_before = date_time_ymd(1970, 1, 1) + now + Duration::from_secs(3);
+            }
+        }
+    }
 }
 
 /// A client's certificate and key, in PEM.
@@ -65,9 +83,7 @@ impl Authority {
     /// Writes a new certificate with its key. Each file is replaced at once, one after the other, as renewals do.
     pub fn issue(&self, kind: Kind) -> CertificateDer<'static> {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
-        if matches!(kind, Kind::Expired) {
-            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
-        }
+        kind.date(&mut params);
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("signs");
         self.replace("cert.pem", &certificate.pem());
@@ -144,9 +160,7 @@ impl Authority {
                 false => SanType::DnsName((*name).try_into().expect("ASCII")),
             })
             .collect();
-        if matches!(kind, Kind::Expired) {
-            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
-        }
+        kind.date(&mut params);
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("signs");
         ClientIdentity { certificate: certificate.pem(), key: key.serialize_pem() }
