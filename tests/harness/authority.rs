@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Empty;
@@ -18,6 +18,7 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use sessiond_core::clock::Clock;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -49,8 +50,8 @@ impl Kind {
                 (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1))
             }
             Self::Early => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-                params.not_before = date_time_ymd(1970, 1, 1) + now + Duration::from_secs(3);
+                let now = Clock::system().now().as_micros().try_into().expect("after 1970");
+                params.not_before = date_time_ymd(1970, 1, 1) + Duration::from_micros(now) + Duration::from_secs(3);
             }
         }
     }
