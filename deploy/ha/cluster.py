@@ -9,10 +9,8 @@ import http.client
 import json
 import os
 import pwd
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,23 +20,16 @@ from pathlib import Path
 import psycopg
 import yaml
 
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+
+from free_port import free_port
+
 NODES = ("one", "two", "three")
 PROJECT = "demo"
 # Clients know one name, whichever replica they reach.
 ISSUER = "https://sessions.example.org"
 # Longer than a lease, an election and a promotion on a slow machine, in seconds.
 RECOVERY_MAX = 120
-
-
-def free_port():
-    """A free port, below those that the system gives to listeners and connections: one of them might get it first."""
-    while True:
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
-            except OSError:
-                continue
-            return listener.getsockname()[1]
 
 
 def postgres_bin():

@@ -9,10 +9,8 @@ import http.client
 import json
 import os
 import pathlib
-import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "tests"))
+
+from free_port import free_port
 
 HERE = pathlib.Path(__file__).parent
 LOAD_SECONDS = 25
@@ -38,17 +40,6 @@ ONLY_ON_FAULTS = {
     "sessiond_task_restarts_total": "tasks that ended or panicked",
     "sessiond_sweep_step_duration": "a sweep runs at the start, before the first scrape, and then every six hours",
 }
-
-
-def free_port():
-    """A free port, below those that the system gives to listeners and connections: one of them might get it first."""
-    while True:
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
-            except OSError:
-                continue
-            return listener.getsockname()[1]
 
 
 def eventually(what, check, seconds=60):

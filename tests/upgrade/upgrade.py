@@ -6,30 +6,21 @@ import http.client
 import json
 import os
 import pathlib
-import random
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+
+from free_port import free_port
+
 # How long a server may take to start or to stop, in seconds.
 PATIENCE = 60
-
-
-def free_port():
-    """A free port, below those that the system gives to listeners and connections: one of them might get it first."""
-    while True:
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
-            except OSError:
-                continue
-            return listener.getsockname()[1]
 
 
 def wait_for(what, is_so):

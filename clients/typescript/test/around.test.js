@@ -155,8 +155,8 @@ describe("middlewares", { concurrency: true }, () => {
         const seen = [];
         relay.server.on("request", ({ headers }) => seen.push(headers["x-forwarded-for"]));
         const options = { url: relay.url, project: PROJECT };
-        const [session, user] = [await createSession(), { "x-forwarded-for": "203.0.113.9" }];
-        const headers = { ...bearer(session), ...user };
+        const session = await createSession();
+        const headers = { ...bearer(session), "x-forwarded-for": "203.0.113.9" };
         const serve = async (app, at) => {
             const listening = http.createServer(app).listen(at);
             await once(listening, "listening");
