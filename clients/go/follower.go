@@ -289,8 +289,7 @@ func (reader *streamReader) useSnapshot() {
 	if !reader.isWhole {
 		return
 	}
-	reader.feed.revocations.replace(reader.snapshot)
-	reader.feed.revocations.noteNews(reader.feed.time)
+	reader.feed.revocations.replace(reader.feed.time, reader.snapshot)
 	if reader.cursor != nil {
 		reader.progress.cursor = *reader.cursor
 	}

@@ -329,7 +329,8 @@ func (r *revocations) noteNews(t *timeOfDay) {
 }
 
 // replace replaces the set by a complete snapshot.
-func (r *revocations) replace(set *revokedSet) {
+func (r *revocations) replace(t *timeOfDay, set *revokedSet) {
 	r.set.Store(set)
+	r.noteNews(t)
 	r.isComplete.Store(true)
 }

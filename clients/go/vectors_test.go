@@ -102,7 +102,7 @@ func TestVectorsTokens(t *testing.T) {
 	readVectors(t, "tokens.json", &file)
 	for _, one := range file.Tokens {
 		s, _ := guardOf(t, file.head, &fixedClock{start: millis(one.Now)}, settings{})
-		s.revocations.replace(s.revocations.set.Load())
+		s.revocations.replace(s.time, s.revocations.set.Load())
 		s.revocations.setAge(s.time, 0)
 		// Twice, because the second time it is found in the cache.
 		for range []int{0, 1} {

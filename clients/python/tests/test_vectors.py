@@ -76,7 +76,7 @@ class Vectors(unittest.TestCase):
         file = read("tokens.json")
         for case in file["tokens"]:
             state = guard_of(file, FixedClock(case["now_ms"]))
-            state.revocations.replace(state.revocations.set)
+            state.revocations.replace(state.time, state.revocations.set)
             state.revocations.set_age(state.time, 0)
             # Twice, because the second time it is found in the cache.
             for how in ("at first", "again"):

@@ -60,7 +60,7 @@ test("vectors: tokens", (t) => {
     const file = read("tokens.json");
     for (const one of file.tokens) {
         const state = guard(file, new TestClock(one.now_ms));
-        state.revocations.replace(state.revocations.set);
+        state.revocations.replace(state.time, state.revocations.set);
         state.revocations.setAge(state.time, 0);
         // Twice, because the second time it is found in the cache.
         for (const how of ["at first", "again"]) {

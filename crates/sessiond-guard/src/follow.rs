@@ -348,8 +348,7 @@ impl<'a> StreamReader<'a> {
     fn use_snapshot(&mut self, progress: &mut Progress) -> Option<Arc<RevokedSet>> {
         let Snapshot { set, cursor, .. } = self.snapshot.take_if(|snapshot| snapshot.is_whole)?;
         self.has_new_snapshot = true;
-        let previous = self.guard.revocations.replace(set);
-        self.guard.revocations.note_news(&self.guard.time);
+        let previous = self.guard.revocations.replace(&self.guard.time, set);
         increment(&self.guard.counters.snapshots);
         if let Some(next) = cursor {
             progress.cursor = next;

@@ -76,8 +76,9 @@ impl Revocations {
     }
 
     /// Replaces the set by a complete snapshot, and returns the previous set.
-    pub(super) fn replace(&self, revoked: RevokedSet) -> Arc<RevokedSet> {
+    pub(super) fn replace(&self, time: &Time, revoked: RevokedSet) -> Arc<RevokedSet> {
         let previous = self.revoked.swap(Arc::new(revoked));
+        self.note_news(time);
         self.is_complete.store(true, Ordering::Release);
         previous
     }

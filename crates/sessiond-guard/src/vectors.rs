@@ -147,7 +147,7 @@ async fn tokens() {
         let clock = Clock::frozen();
         clock.set(Timestamp::from_micros(case.now_ms * 1_000));
         let guard = guard(&clock, &file.head, &Settings::default());
-        guard.revocations.replace(Default::default());
+        guard.revocations.replace(&guard.time, Default::default());
         guard.revocations.set_age(&guard.time, Duration::ZERO);
         let required = case.require.as_ref().map(Requirement::step_up).unwrap_or_default();
         // Twice, because the second time it is found by its digest.

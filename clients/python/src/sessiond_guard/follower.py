@@ -221,8 +221,7 @@ class StreamReader:
         """Replaces the set by the snapshot, if one is complete."""
         if self._snapshot is None or not self._is_whole:
             return
-        self._feed.revocations.replace(self._snapshot)
-        self._feed.revocations.note_news(self._feed.time)
+        self._feed.revocations.replace(self._feed.time, self._snapshot)
         if self._cursor is not None:
             self._progress.cursor = self._cursor
         self._snapshot, self._is_whole, self._has_new_snapshot = None, False, True

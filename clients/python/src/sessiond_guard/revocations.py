@@ -189,7 +189,8 @@ class Revocations:
         """Records that the set has learned something."""
         self._news_at = time.elapsed()
 
-    def replace(self, revoked: RevokedSet) -> None:
+    def replace(self, time: Time, revoked: RevokedSet) -> None:
         """Replaces the set by a complete snapshot."""
         self.set = revoked
+        self.note_news(time)
         self.is_complete = True

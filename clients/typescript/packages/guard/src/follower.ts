@@ -254,8 +254,7 @@ export class StreamReader {
     /** Replaces the set by the snapshot, if one is complete. */
     #useSnapshot(): void {
         if (!this.#snapshot || !this.#isWhole) return;
-        this.#feed.revocations.replace(this.#snapshot);
-        this.#feed.revocations.noteNews(this.#feed.time);
+        this.#feed.revocations.replace(this.#feed.time, this.#snapshot);
         if (this.#cursor !== undefined) this.#progress.cursor = this.#cursor;
         [this.#snapshot, this.#isWhole, this.#hasNewSnapshot] = [undefined, false, true];
         this.#feed.onSnapshot?.();

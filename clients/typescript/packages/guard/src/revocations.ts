@@ -256,8 +256,9 @@ export class Revocations {
     }
 
     /** Replaces the set by a complete snapshot. */
-    replace(set: RevokedSet): void {
+    replace(time: Time, set: RevokedSet): void {
         this.set = set;
+        this.noteNews(time);
         this.isComplete = true;
     }
 }
