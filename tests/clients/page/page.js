@@ -80,14 +80,17 @@ async function installed() {
 
 // Page helpers
 
-/** The browser's own messages about expected failures: none, until something is signed out. */
-let expectedMessages = /^(?!)/;
+/** The browser's own messages about a request of someone signed out. */
+const UNAUTHENTICATED = /the server responded with a status of 401/;
+const NOTHING = /^(?!)/;
+const ANYTHING = /./;
 const complaints = [];
 const shifts = [];
 
 /** A visitor's page, with helpers for the test. */
 class Visit {
-    static async begin(browser, { device = "desktop", scheme = "light", ...more } = {}) {
+    /** Messages that are not `expected` are complaints, for as long as the page is open: one may come after the failure that it is about. */
+    static async begin(browser, { device = "desktop", scheme = "light", expected = UNAUTHENTICATED, ...more } = {}) {
         const screens = {
             desktop: { viewport: { width: 1280, height: 1080 } },
             phone: { viewport: { width: 360, height: 780 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true },
@@ -99,7 +102,8 @@ class Visit {
         page.on("pageerror", (error) => complaints.push(String(error)));
         page.on("console", (message) => {
             const text = message.text();
-            if (["error", "warning"].includes(message.type()) && !expectedMessages.test(text)) complaints.push(text);
+            if (!["error", "warning"].includes(message.type()) || expected.test(text)) return;
+            complaints.push(`${text} (${message.location().url})`);
         });
         await page.addInitScript(() => {
             window.shifts = [];
@@ -205,7 +209,7 @@ class Visit {
 // The tests, in the order of a visit
 
 async function loads(browser) {
-    const visit = await Visit.begin(browser);
+    const visit = await Visit.begin(browser, { expected: NOTHING });
     const { page } = visit;
     let weight = 0;
     const foreign = [];
@@ -429,10 +433,9 @@ async function keepsCookies(browser) {
 }
 
 async function saysWhatWentWrong(browser) {
-    const visit = await Visit.begin(browser);
+    const visit = await Visit.begin(browser, { expected: /status of 40[01]|ERR_FAILED/ });
     const { page } = visit;
     // Without the feed, the page does not know yet.
-    expectedMessages = /status of 40[01]|ERR_FAILED/;
     await page.route("**/demo/feed*", (route) => route.abort());
     await page.goto(PAGE);
     await visit.signIn("phone");
@@ -446,7 +449,6 @@ async function saysWhatWentWrong(browser) {
     await visit.card("phone").locator(".act").click();
     await eventually("the message", async () => /it had ended before/.test(await visit.message()));
     ok("errors are shown as the API reports them, over both protocols; a session that had ended is not an error");
-    expectedMessages = /the server responded with a status of 401/;
     await visit.end();
 }
 
@@ -549,8 +551,7 @@ async function keepsOthersOut(browser) {
     // The same from a browser.
     const other = http.createServer((_, response) => response.writeHead(200, { "content-type": "text/html" }).end("<p>"));
     await new Promise((listening) => other.listen(0, "127.0.0.1", listening));
-    const visit = await Visit.begin(browser);
-    expectedMessages = /./;
+    const visit = await Visit.begin(browser, { expected: ANYTHING });
     const statuses = [];
     visit.page.on("response", (response) => {
         if (response.url().startsWith(SESSIOND_URL)) statuses.push(response.status());
@@ -573,7 +574,6 @@ async function keepsOthersOut(browser) {
     await visit.end();
     await new Promise((closed) => other.close(closed));
     assert.equal(await countOf("ada"), before);
-    expectedMessages = /the server responded with a status of 401/;
     ok("another site's page: may not sign anyone in, read the feed, or frame the page; no session was created");
 }
 
@@ -587,9 +587,8 @@ async function startAgain(...args) {
 }
 
 async function comesBack(browser) {
-    const visit = await (await Visit.begin(browser)).open();
+    const visit = await (await Visit.begin(browser, { expected: ANYTHING })).open();
     const { page, context } = visit;
-    expectedMessages = /./;
     await page.click("#sign-in-all");
     for (const device of ["phone", "laptop", "terminal"]) await visit.isIn(device);
     const snapshots = async () => (await visit.feed()).match(/snapshot begins/g).length;
@@ -633,7 +632,6 @@ async function comesBack(browser) {
     await eventually("renewed", async () => (await issued()) !== first);
     await visit.isIn("phone");
     ok("an access token is renewed before it expires");
-    expectedMessages = /the server responded with a status of 401/;
     await visit.end();
 }
 
@@ -721,14 +719,13 @@ async function screenshots(browser) {
     ok("screenshots: docs/images/page-desktop.png, page-phone.png, page-dark.png");
 }
 
-/** The first complains of nothing, and the second needs the session in `dev.env`. */
+/** The second needs the session in `dev.env`. */
 const all = [
     loads, copiesCommands, fitsAHand, tellsInOrder, signsOut, saysWhatWentWrong, worksByKeyboard, keepsCookies, keepsOthersOut, comesBack,
     holdsTenThousand,
 ];
 const named = process.argv.slice(2).filter((name) => name !== "--screenshots");
 const tests = named.length ? named.map((name) => all.find((test) => test.name === name) ?? assert.fail(`no test ${name}`)) : all;
-if (named.length) expectedMessages = /the server responded with a status of 401/;
 
 const quiet = ["background-networking", "component-update", "sync", "gpu", "quic"].map((what) => `--disable-${what}`);
 // In a new temporary directory, deleted on exit.
@@ -738,16 +735,11 @@ const browser = await chromium.launch({
 });
 try {
     if (process.argv.includes("--screenshots")) {
-        expectedMessages = /the server responded with a status of 401/;
         await screenshots(browser);
         // The first session of `dev` has been revoked; this is another.
         await promisify(execFile)(env.SESSIOND, ["demo-session", "--data-dir", env.SESSIOND_DATA_DIR]);
-        expectedMessages = /^(?!)/;
     }
-    for (const test of tests) {
-        await test(browser);
-        expectedMessages = /the server responded with a status of 401/;
-    }
+    for (const test of tests) await test(browser);
     assert.deepEqual(shifts, []);
     ok("no cumulative layout shift, on every screen");
     assert.deepEqual(complaints, []);
