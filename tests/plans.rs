@@ -240,6 +240,37 @@ async fn every_statement_finds_its_rows_by_an_index() {
     assert_one_shard_each(&noted, &types).await;
 }
 
+/// A plan of empty tables reads all rows: it is replaced when there are hundreds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_of_empty_tables_is_replaced() {
+    let direct = Database::create().await;
+    // It would do the same, within a minute.
+    direct.run("ALTER TABLE users SET (autovacuum_enabled = off)").await;
+    let (proxy, sent) = noting(&direct).await;
+    let service = Service::start_on(Database { url: proxy.url.clone() }).await;
+    service.sign_in("ada", "phone").await;
+    let Sent { settings, statements } = sent.lock().expect("no one panics while holding it").clone();
+    let lookup = statements.keys().find(|text| text.starts_with("SELECT u.project_id, u.user_id, p.epoch"));
+    let lookup = lookup.expect("the epochs of the user were read");
+
+    let (client, connection) = tokio_postgres::connect(&direct.url, NoTls).await.expect("connects");
+    tokio::spawn(connection);
+    client.batch_execute(&settings).await.expect("sets");
+    client.batch_execute(&format!("PREPARE lookup(text[], text[], smallint) AS {lookup}")).await.expect("prepares");
+    let is_by_user = async || {
+        let plan = client.simple_query("EXPLAIN EXECUTE lookup(NULL, NULL, NULL)").await.expect("explains");
+        plan.iter().any(|line| match line {
+            SimpleQueryMessage::Row(row) => {
+                row.get(0).is_some_and(|line| line.contains("Index Cond") && line.contains("user_id"))
+            }
+            _ => false,
+        })
+    };
+    assert!(!is_by_user().await, "the plan reads all users, so this test shows something");
+    direct.run("INSERT INTO users (project_id, user_id, epoch) SELECT 'demo', 'user-' || i, 0 FROM generate_series(1, 2000) AS i").await;
+    eventually("a plan that looks users up", is_by_user).await;
+}
+
 /// Explains each statement at the coordinator of the cluster, if there is one: what names a slot goes to one shard.
 async fn assert_one_shard_each(noted: &BTreeMap<String, Vec<u32>>, types: &HashMap<u32, String>) {
     let Some(database) = Database::create_on_cluster("plans").await else { return };
@@ -452,6 +483,7 @@ async fn call_everything(service: &Service) {
     call!("GetCurrentSession", held.clone(), GetCurrentSessionRequest {} => GetCurrentSessionResponse);
     service.app.flush_usage().await.expect("writes down");
     service.app.flush_refused().await.expect("writes down");
+    service.store.refresh_statistics().await.expect("looks at the tables");
     let session = Session { id: phone_id, device_name: user("phone"), ..Session::default() };
     let update =
         UpdateSessionRequest { session: Some(session), supersede_tokens: true, ..UpdateSessionRequest::default() };

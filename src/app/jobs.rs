@@ -1,5 +1,7 @@
 //! The background jobs of a running service.
 
+use std::time::Duration;
+
 use tokio::task::JoinHandle;
 
 use super::App;
@@ -12,6 +14,9 @@ use super::usage::FLUSH_INTERVAL;
 use crate::every::every;
 use crate::telemetry::chain;
 
+/// How long a new table may be planned as if it were empty.
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The background jobs of a running service.
 pub struct Jobs(Vec<JoinHandle<()>>);
 
@@ -23,14 +28,15 @@ impl Jobs {
 }
 
 impl App {
-    /// Starts the background jobs: following the feed, reloading the keys, recording usage and, if asked to, sweeping and
-    /// back-channel delivery.
+    /// Starts the background jobs: following the feed, reloading the keys, recording usage, refreshing the planner's
+    /// statistics and, if asked to, sweeping and back-channel delivery.
     pub fn spawn_jobs(&self, supervisor: &Supervisor, sweeper: Option<Sweeper>, deliverer: Option<Deliverer>) -> Jobs {
         let mut jobs = vec![
             supervisor.keep("reload_keys", self.job(reload_keys)),
             supervisor.keep("flush_usage", self.job(flush_usage)),
             supervisor.keep("flush_refused", self.job(flush_refused)),
             supervisor.keep("feed", self.job(follow_feed)),
+            supervisor.keep("refresh_statistics", self.job(refresh_statistics)),
         ];
         // A step in progress runs on a task of its own, so it finishes when the sweeper is stopped.
         jobs.extend(sweeper.map(|sweeper| supervisor.keep("sweep", move || sweeper.clone().run())));
@@ -68,6 +74,16 @@ async fn flush_usage(app: App) {
     every(FLUSH_INTERVAL, || async {
         if let Err(error) = app.flush_usage().await {
             tracing::debug!(error = chain(&error), "cannot record when sessions were last used");
+        }
+    })
+    .await;
+}
+
+/// Keeps the planner's statistics up to date while tables are small.
+async fn refresh_statistics(app: App) {
+    every(STATISTICS_INTERVAL, || async {
+        if let Err(error) = app.store.refresh_statistics().await {
+            tracing::debug!(error = chain(&error), "cannot refresh the planner's statistics");
         }
     })
     .await;

@@ -1,7 +1,6 @@
 //! The embedded migrations, and how they are applied.
 
 mod ahead;
-mod statistics;
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -166,7 +165,7 @@ impl Store {
         };
         let applied = self.step_by_step(wait, step).await?;
         if !applied.is_empty() {
-            self.analyze().await;
+            self.analyze_all().await;
         }
         Ok(applied)
     }
@@ -360,7 +359,7 @@ impl LockSession {
 }
 
 /// The first column of the last row.
-async fn last_value(client: &Client, query: &str) -> Result<Option<String>, tokio_postgres::Error> {
+pub(super) async fn last_value(client: &Client, query: &str) -> Result<Option<String>, tokio_postgres::Error> {
     let messages = client.simple_query(query).await?;
     Ok(messages.iter().rev().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),

@@ -41,6 +41,7 @@ mod sessions;
 mod settings;
 mod slots;
 mod statement;
+mod statistics;
 mod sweep;
 mod time;
 mod tls;
