@@ -35,6 +35,10 @@ COLUMNS = {
 }
 
 
+# So many of what went wrong are described.
+SHOWN_MAX = 5
+
+
 def say(text):
     print(text, file=sys.stderr, flush=True)
 
@@ -141,13 +145,16 @@ class Run:
         other = sorted(set(statuses) - {200, 503, 0})
         # 0: no answer within the client's five seconds.
         self.expect(not other, f"{fault}: sign-outs were answered with {other}")
+        missed = self.guard.missed(since)
+        for session, why in list(missed.items())[:SHOWN_MAX]:
+            say(f"  missed by the guard: {session}, {why}")
         row = {
             "fault": fault,
             "acknowledged": len(self.ledger) - since,
             "refused": sum(status == 503 for status in statuses),
             "lost": self.lost(since) + extra,
             "missed_by_watch": len(self.watcher.missed(since)),
-            "missed_by_guard": self.guard.missed(since),
+            "missed_by_guard": len(missed),
             "pause_s": round(max(self.pause_of(replica, begun, ended) for replica in spared), 1),
             "pause_max_s": pause_max,
         }

@@ -112,7 +112,9 @@ class GuardedService(threading.Thread):
     def __init__(self, port, ledger):
         super().__init__(daemon=True)
         self.port, self.ledger = port, ledger
-        self.connection, self.late, self.refused, self.is_stopped = None, {}, 0, False
+        self.connection, self.late, self.refused, self.is_stopped = None, {}, set(), False
+        # The last answer to each token; 0 is none.
+        self.answers = {}
 
     def ask(self, token):
         """The status of the service's answer; 0 without one."""
@@ -140,19 +142,21 @@ class GuardedService(threading.Thread):
                     continue
                 acknowledged, _, session = entry
                 asked = time.monotonic()
-                status = self.ask(session["access_token"])
+                status = self.answers[session["id"]] = self.ask(session["access_token"])
                 if status == 200 and asked > acknowledged + STALENESS_MAX + LEEWAY:
                     self.late[session["id"]] = asked - acknowledged
                 if status in (401, 403):
-                    self.refused += 1
+                    self.refused.add(session["id"])
                 else:
                     pending.append((time.monotonic() + 0.2, entry))
             time.sleep(0.05)
 
     def missed(self, since, patience=20):
-        """The sign-outs since this entry whose tokens were accepted for too long, or are still not refused after a wait."""
+        """The sessions since this entry whose tokens were accepted for too long, or are still not refused after a wait, and why."""
         deadline = time.monotonic() + patience
-        while self.refused < len(self.ledger) and time.monotonic() < deadline:
-            time.sleep(0.1)
         ids = {session["id"] for _, _, session in self.ledger.entries[since:]}
-        return len(self.late.keys() & ids) + len(self.ledger) - self.refused
+        while ids - self.refused and time.monotonic() < deadline:
+            time.sleep(0.1)
+        pending = {one: f"not refused: the last answer is {self.answers.get(one)}" for one in ids - self.refused}
+        late = {one: f"accepted {self.late[one]:.1f} s after its end" for one in ids & self.late.keys()}
+        return {**pending, **late}
