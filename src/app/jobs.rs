@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 use super::App;
 use super::Deliverer;
@@ -16,6 +17,9 @@ use crate::telemetry::chain;
 
 /// How long a new table may be planned as if it were empty.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long to wait after statistics could not be gathered: by then autovacuum has come by.
+const STATISTICS_RETRY: Duration = Duration::from_secs(60);
 
 /// The background jobs of a running service.
 pub struct Jobs(Vec<JoinHandle<()>>);
@@ -82,8 +86,12 @@ async fn flush_usage(app: App) {
 /// Keeps the planner's statistics up to date while tables are small.
 async fn refresh_statistics(app: App) {
     every(STATISTICS_INTERVAL, || async {
-        if let Err(error) = app.store.refresh_statistics().await {
+        let is_done = app.store.refresh_statistics().await.unwrap_or_else(|error| {
             tracing::debug!(error = chain(&error), "cannot refresh the planner's statistics");
+            false
+        });
+        if !is_done {
+            sleep(STATISTICS_RETRY).await;
         }
     })
     .await;
