@@ -84,6 +84,6 @@ statement! {
     TablesOutgrown -> String as sql::Text =
     "SELECT t.name FROM unnest("
     [tables: Vec<String> as sql::Array<sql::Text>]
-    ") AS t (name) JOIN pg_class AS c ON c.oid = to_regclass(t.name) JOIN pg_stat_user_tables AS s ON s.relid = c.oid
-     WHERE pg_has_role(c.relowner, 'USAGE') AND s.n_live_tup BETWEEN greatest(2 * c.reltuples, 1000) AND 200000"
+    ") AS t (name) JOIN pg_class AS c ON c.oid = to_regclass(t.name)
+     WHERE pg_has_role(c.relowner, 'USAGE') AND pg_stat_get_live_tuples(c.oid) BETWEEN greatest(2 * c.reltuples, 1000) AND 200000"
 }
