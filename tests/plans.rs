@@ -31,10 +31,14 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
 };
-use tokio_postgres::{NoTls, SimpleQueryMessage};
+use tokio_postgres::SimpleQueryMessage;
 
 use crate::harness::{
-    PROJECT, Service, Wire, bearer, both, database::Database, eventually, proxy::Proxy, refresh_token,
+    PROJECT, Service, Wire, bearer, both,
+    database::{Database, connect, rows},
+    eventually,
+    proxy::Proxy,
+    refresh_token,
 };
 
 /// Tables that grow with the number of sessions.
@@ -183,18 +187,8 @@ async fn every_statement_finds_its_rows_by_an_index() {
     }
     assert!(noted.len() > 40, "{} statements", noted.len());
 
-    let (client, connection) = tokio_postgres::connect(&direct.url, NoTls).await.expect("connects");
-    tokio::spawn(connection);
-    let ask = async |query: &str| -> Vec<Vec<String>> {
-        let rows = client.simple_query(query).await.unwrap_or_else(|error| panic!("{error:?}: {query}"));
-        let texts = |row: SimpleQueryMessage| match row {
-            SimpleQueryMessage::Row(row) => {
-                Some((0..row.len()).map(|at| row.get(at).unwrap_or_default().to_owned()).collect())
-            }
-            _ => None,
-        };
-        rows.into_iter().filter_map(texts).collect()
-    };
+    let client = connect(&direct.url).await;
+    let ask = async |query: &str| rows(&client, query).await;
     let types: HashMap<u32, String> = ask("SELECT oid, format_type(oid, NULL) FROM pg_type")
         .await
         .into_iter()
@@ -240,7 +234,7 @@ async fn every_statement_finds_its_rows_by_an_index() {
     assert_one_shard_each(&noted, &types).await;
 }
 
-/// A plan of empty tables reads all rows: it is replaced when there are hundreds.
+/// A plan of empty tables reads all rows: it is replaced when there are some thousands.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_of_empty_tables_is_replaced() {
     let direct = Database::create().await;
@@ -253,18 +247,12 @@ async fn a_plan_of_empty_tables_is_replaced() {
     let lookup = statements.keys().find(|text| text.starts_with("SELECT u.project_id, u.user_id, p.epoch"));
     let lookup = lookup.expect("the epochs of the user were read");
 
-    let (client, connection) = tokio_postgres::connect(&direct.url, NoTls).await.expect("connects");
-    tokio::spawn(connection);
+    let client = connect(&direct.url).await;
     client.batch_execute(&settings).await.expect("sets");
     client.batch_execute(&format!("PREPARE lookup(text[], text[], smallint) AS {lookup}")).await.expect("prepares");
     let is_by_user = async || {
-        let plan = client.simple_query("EXPLAIN EXECUTE lookup(NULL, NULL, NULL)").await.expect("explains");
-        plan.iter().any(|line| match line {
-            SimpleQueryMessage::Row(row) => {
-                row.get(0).is_some_and(|line| line.contains("Index Cond") && line.contains("user_id"))
-            }
-            _ => false,
-        })
+        let plan = rows(&client, "EXPLAIN EXECUTE lookup(NULL, NULL, NULL)").await;
+        plan.iter().any(|line| line[0].contains("Index Cond") && line[0].contains("user_id"))
     };
     assert!(!is_by_user().await, "the plan reads all users, so this test shows something");
     direct.run("INSERT INTO users (project_id, user_id, epoch) SELECT 'demo', 'user-' || i, 0 FROM generate_series(1, 5000) AS i").await;
@@ -274,8 +262,7 @@ async fn a_plan_of_empty_tables_is_replaced() {
 /// Explains each statement at the coordinator of the cluster, if there is one: what names a slot goes to one shard.
 async fn assert_one_shard_each(noted: &BTreeMap<String, Vec<u32>>, types: &HashMap<u32, String>) {
     let Some(database) = Database::create_on_cluster("plans").await else { return };
-    let (client, connection) = tokio_postgres::connect(&database.url, NoTls).await.expect("connects");
-    tokio::spawn(connection);
+    let client = connect(&database.url).await;
     let (mut one, mut wrong) = (0, vec![]);
     for (text, oids) in noted {
         let slot_at = slot_parameter(text);

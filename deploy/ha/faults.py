@@ -35,7 +35,7 @@ COLUMNS = {
 }
 
 
-# So many of what went wrong are described.
+# How many missed sign-outs are described.
 SHOWN_MAX = 5
 
 

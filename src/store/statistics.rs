@@ -79,8 +79,8 @@ async fn analyze(client: &Client, table: &str) -> Result<(), tokio_postgres::Err
 }
 
 statement! {
-    /// The tables with twice as many rows as when they were last analysed. From a hundred thousand on, the proportions that plans
-    /// rest on change slowly enough for autovacuum. Locks no table.
+    /// The tables with twice as many rows as when they were last analysed. Beyond 200,000 the proportions that plans rest on
+    /// change slowly enough for autovacuum. Locks no table.
     TablesOutgrown -> String as sql::Text =
     "SELECT t.name FROM unnest("
     [tables: Vec<String> as sql::Array<sql::Text>]

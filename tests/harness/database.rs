@@ -21,6 +21,7 @@ use rustix::{
     process::{Pid, Resource, Rlimit, getrlimit, setrlimit, test_kill_process},
 };
 use sessiond::{store::Store, telemetry::Metrics};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use super::divided::{self, Divided};
 
@@ -37,6 +38,26 @@ const DIVIDED: [&str; 7] =
 struct Line {
     #[diesel(sql_type = Text)]
     line: String,
+}
+
+/// Connects without the server's settings.
+pub async fn connect(url: &str) -> Client {
+    let (client, connection) =
+        tokio_postgres::connect(url, NoTls).await.unwrap_or_else(|error| panic!("{url}: {error}"));
+    tokio::spawn(connection);
+    client
+}
+
+/// The rows of an answer, as texts; a null is an empty one.
+pub async fn rows(client: &Client, query: &str) -> Vec<Vec<String>> {
+    let messages = client.simple_query(query).await.unwrap_or_else(|error| panic!("{error:?}: {query}"));
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => {
+            Some((0..row.len()).map(|at| row.get(at).unwrap_or_default().to_owned()).collect())
+        }
+        _ => None,
+    };
+    messages.into_iter().filter_map(row).collect()
 }
 
 /// A database for one test. Dropped with the cluster, which stops with the process.

@@ -9,9 +9,8 @@ use std::{
 };
 
 use sessiond::{store::Store, telemetry::Metrics};
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
-use super::database::Database;
+use super::database::{Database, connect, rows};
 
 const TEMPLATE: &str = "template_sessiond";
 
@@ -166,22 +165,4 @@ fn at(node: &str, database: &str) -> String {
 async fn drop_database(node: &str, name: &str) {
     let client = connect(&at(node, "postgres")).await;
     client.batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await.expect("drops");
-}
-
-async fn connect(url: &str) -> Client {
-    let (client, connection) =
-        tokio_postgres::connect(url, NoTls).await.unwrap_or_else(|error| panic!("{url}: {error}"));
-    tokio::spawn(connection);
-    client
-}
-
-async fn rows(client: &Client, query: &str) -> Vec<Vec<String>> {
-    let messages = client.simple_query(query).await.expect("answers");
-    let row = |message| match message {
-        SimpleQueryMessage::Row(row) => {
-            Some((0..row.len()).map(|at| row.get(at).unwrap_or_default().to_owned()).collect())
-        }
-        _ => None,
-    };
-    messages.into_iter().filter_map(row).collect()
 }
