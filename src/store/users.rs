@@ -187,16 +187,18 @@ statement! {
 }
 
 statement! {
-    /// As [`EpochShare`], for the users whose row no other transaction has locked.
+    /// As [`EpochShare`], for the users whose row no other transaction has locked. The lock in a subquery has the planner look each
+    /// user up, whatever its statistics.
     EpochsShareUnlocked -> UserEpochRow =
     "SELECT u.project_id, u.user_id, p.epoch AS project_epoch, u.epoch AS user_epoch FROM unnest("
     [projects: Vec<String> as sql::Array<sql::Text>]
     ", "
     [users: Vec<String> as sql::Array<sql::Text>]
-    ") AS a (project_id, user_id) JOIN users AS u ON u.project_id = a.project_id AND u.user_id = a.user_id
-     JOIN projects AS p ON p.id = u.project_id WHERE u.slot = "
+    ") AS a (project_id, user_id)
+     CROSS JOIN LATERAL (SELECT * FROM users WHERE slot = "
     [slot: i16 as sql::SmallInt]
-    " FOR SHARE OF u SKIP LOCKED"
+    " AND project_id = a.project_id AND user_id = a.user_id FOR SHARE SKIP LOCKED) AS u
+     JOIN projects AS p ON p.id = u.project_id"
 }
 
 statement! {
