@@ -291,7 +291,7 @@ pub struct Database {
 pub struct Pool {
     /// The database URL for the one connection that listens for other replicas' revocations. Needed if --database-url
     /// leads through a pooler in transaction mode, where LISTEN does not work. Without it they are found by a poll,
-    /// every 50 ms.
+    /// every 50 ms, or up to 250 ms where a reading is slow.
     #[arg(long, env = "SESSIOND_DATABASE_LISTEN_URL", hide_env_values = true, value_name = "URL")]
     pub database_listen_url: Option<SecretString>,
 
