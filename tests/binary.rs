@@ -353,6 +353,8 @@ async fn a_request_in_progress_is_answered_before_the_server_stops() {
     assert_eq!(request.await.expect("ends"), StatusCode::OK);
     drop((holder, watcher));
     assert!(dev.process.wait().expect("a child").success());
+    let log = read(&dev.dir.join("log"));
+    assert!(!log.contains("the stream of revocations ended"), "its own guard complains that it stops");
 }
 
 #[derive(QueryableByName)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::sync::PoisonError;
+use std::sync::RwLock;
 use std::time::Duration;
 
 use axum::Extension;
@@ -102,8 +103,8 @@ const DEVICES: [DemoDevice; 5] = [
 pub(super) struct Demo {
     bearer: HeaderValue,
     base_path: Arc<str>,
-    /// Set once the guard is connected to this server.
-    guarded: Arc<OnceLock<Router>>,
+    /// There while the guard is connected to this server.
+    guarded: Arc<RwLock<Option<Router>>>,
     files: Arc<Files>,
     /// Turns cookie mode on.
     app: App,
@@ -190,10 +191,15 @@ impl Demo {
         match Guard::connect(options).await {
             Ok(guard) => {
                 let guarded = Router::new().route("/demo/service", get(hello)).layer(guard.layer());
-                self.guarded.get_or_init(|| guarded);
+                *self.guarded.write().expect("no one panics while holding it") = Some(guarded);
             }
             Err(error) => tracing::warn!(%error, "the demo's guarded service is unavailable"),
         }
+    }
+
+    /// Ends the guard, which would complain that the server goes away.
+    pub(super) fn disconnect_guard(&self) {
+        self.guarded.write().expect("no one panics while holding it").take();
     }
 }
 
@@ -326,10 +332,11 @@ async fn feed(State(backend): State<DemoBackend>, asked: Parts) -> Response {
 
 /// A service behind the guard.
 async fn service(State(backend): State<DemoBackend>, request: Request) -> Response {
-    let Some(guarded) = backend.demo.guarded.get() else {
+    let guarded = backend.demo.guarded.read().expect("no one panics while holding it").clone();
+    let Some(guarded) = guarded else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the demo's guard has not started; see the log\n").into_response();
     };
-    match guarded.clone().oneshot(request).await {
+    match guarded.oneshot(request).await {
         Ok(answer) => answer,
         Err(never) => match never {},
     }

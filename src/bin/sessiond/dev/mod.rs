@@ -168,6 +168,10 @@ pub(crate) async fn run(mut args: DevArgs) -> CommandResult {
         keep_alive(cluster.as_mut()).await?;
         CommandResult::Ok(())
     };
+    let stop = async {
+        stop.await;
+        demo.disconnect_guard();
+    };
     tokio::select! {
         () = server.sweeping(sweeper).delivering(deliverer).run(stop) => {}
         outcome = ready => outcome?,
