@@ -25,7 +25,7 @@ use crate::{
     binary::{assert_says, sessiond},
     harness::{
         SEALING_KEY, Service,
-        database::{Database, fresh_dir},
+        database::{Database, connect, fresh_dir, rows},
         eventually, options,
         pair::durable,
         proxy::Proxy,
@@ -180,22 +180,13 @@ async fn no_setting_stays_on_a_shared_connection() {
     phone.sign_out().await.expect("signs out");
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
 
-    let (other, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("connects");
-    tokio::spawn(connection);
     // State that pgbouncer keeps for each client.
     let query = "SELECT name || ' = ' || setting FROM pg_settings WHERE source = 'session' AND name NOT IN
         ('application_name', 'client_encoding', 'DateStyle', 'TimeZone', 'standard_conforming_strings',
             -- Those of a transaction, this one's.
             'transaction_isolation', 'transaction_read_only', 'transaction_deferrable')
         UNION ALL SELECT 'LISTEN ' || channel FROM pg_listening_channels() AS channel";
-    let left = other.simple_query(query).await.expect("answers");
-    let left: Vec<_> = left
-        .iter()
-        .filter_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
-            _ => None,
-        })
-        .collect();
+    let left = rows(&connect(&url).await, query).await;
     assert!(left.is_empty(), "{left:?}");
 }
 
