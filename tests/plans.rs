@@ -283,6 +283,7 @@ impl Degree {
         };
         let is_by_key =
             columns("Index Cond").iter().any(|column| !["", "project_id", "slot"].contains(&column.as_str()));
+        // It reads all rows, and returns those that were asked for.
         let finds_few = columns("Filter").iter().any(|column| ["id", "user_id"].contains(&column.as_str()));
         let is_read = kind.ends_with("Scan") && kind != "Bitmap Heap Scan" && is_large && !is_by_key;
         let mut degree = Self { work: usize::from(is_read), rows: usize::from(is_read && !finds_few) };
@@ -304,13 +305,21 @@ impl Degree {
     }
 }
 
+/// The names of a statement's parameter types.
+fn names_of<'a>(types: &'a HashMap<u32, String>, oids: &[u32]) -> Vec<&'a str> {
+    oids.iter().map(|oid| types.get(oid).map_or("unknown", String::as_str)).collect()
+}
+
+/// A list for PREPARE or EXECUTE; an empty one is left out.
+fn in_parentheses<T: AsRef<str>>(items: &[T]) -> String {
+    let items: Vec<&str> = items.iter().map(AsRef::as_ref).collect();
+    if items.is_empty() { String::new() } else { format!("({})", items.join(", ")) }
+}
+
 /// A statement's plan, as the server would have it: a generic one.
 async fn explain(client: &Client, types: &HashMap<u32, String>, text: &str, oids: &[u32]) -> Value {
-    let names: Vec<&str> = oids.iter().map(|oid| types.get(oid).map_or("unknown", String::as_str)).collect();
-    let (declared, given) = match names.as_slice() {
-        [] => (String::new(), String::new()),
-        names => (format!("({})", names.join(", ")), format!("({})", vec!["NULL"; names.len()].join(", "))),
-    };
+    let names = names_of(types, oids);
+    let (declared, given) = (in_parentheses(&names), in_parentheses(&vec!["NULL"; names.len()]));
     rows(client, &format!("PREPARE noted{declared} AS {text}")).await;
     let plan = rows(client, &format!("EXPLAIN (FORMAT JSON) EXECUTE noted{given}")).await;
     rows(client, "DEALLOCATE noted").await;
@@ -361,16 +370,11 @@ async fn assert_one_shard_each(noted: &BTreeMap<String, Vec<u32>>, types: &HashM
         if !is_distributed || is_page || is_allowed(&ACROSS) || text.starts_with(FEED) {
             continue;
         }
-        let names: Vec<&str> = oids.iter().map(|oid| types.get(oid).map_or("unknown", String::as_str)).collect();
+        let names = names_of(types, oids);
         let values = names.iter().enumerate().map(|(at, name)| {
             if Some(at + 1) == slot_at { "'5'::smallint".to_owned() } else { format!("'{}'::{name}", any_value(name)) }
         });
-        let given = values.collect::<Vec<_>>().join(", ");
-        let (declared, given) = if names.is_empty() {
-            (String::new(), given)
-        } else {
-            (format!("({})", names.join(", ")), format!("({given})"))
-        };
+        let (declared, given) = (in_parentheses(&names), in_parentheses(&values.collect::<Vec<_>>()));
         // One by one: within a transaction, no call of a function is sent to a node.
         let explained = async {
             client.batch_execute(&format!("PREPARE noted{declared} AS {text}")).await?;
