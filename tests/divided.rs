@@ -1,6 +1,6 @@
 //! What only a divided database has, on the cluster of `SESSIOND_TEST_DATABASE_URL`; without one, nothing is tested.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use sessiond::{store::Store, telemetry::Metrics};
 
@@ -75,4 +75,25 @@ async fn a_divided_database_is_upgraded() {
         assert!(!replica.is_live(session).await);
     }
     eventually("the feed has all of them", async || replica.app.feed().size().0 >= sessions.len()).await;
+}
+
+/// A node that was added later compiles statements, until the command runs again.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_gets_its_settings() {
+    let Some(database) = Database::create_on_cluster("settings").await else { return };
+    let settings = "SELECT DISTINCT unnest(setconfig) FROM pg_db_role_setting WHERE setdatabase =
+         (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY 1";
+    let of_all_nodes = format!(
+        "SELECT DISTINCT result FROM run_command_on_all_nodes($$SELECT string_agg(s, ' ') FROM ({settings}) AS s (s)$$)"
+    );
+    let expected = ["enable_seqscan=off jit=off"];
+    assert_eq!(database.lines(&of_all_nodes).await, expected);
+    let store = Store::new(&options(&database.url), Metrics::default()).expect("a good URL");
+    let wait = Duration::from_secs(60);
+    assert!(store.distribute(wait).await.expect("nothing to do").is_empty());
+    let reset = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET jit', current_database()); END $$";
+    database.run(reset).await;
+    assert_ne!(database.lines(&of_all_nodes).await, expected);
+    assert_eq!(store.distribute(wait).await.expect("is the owner"), ["off on every node: jit"]);
+    assert_eq!(database.lines(&of_all_nodes).await, expected);
 }

@@ -102,9 +102,6 @@ class Database:
             node.query(f"CREATE DATABASE {self.name}", database="postgres")
             if self.workers:
                 self.query("CREATE EXTENSION citus", at=node)
-                # On a worker, the settings of a connection are the server's own.
-                for setting in ("enable_seqscan", "jit"):
-                    node.query(f"ALTER DATABASE {self.name} SET {setting} = off", database="postgres")
         if self.workers:
             self.query("SELECT citus_set_coordinator_host(%s, %s)", self.coordinator.host, self.coordinator.port)
         for worker in self.workers:

@@ -42,6 +42,10 @@ const EMPTY: [&str; 5] = ["users", "sessions", "session_requests", "revocations"
 const FUNCTION: &str = "sessions_revoke(text[], uuid[], timestamptz[], smallint[], uuid[], smallint[], uuid[], text[], \
      integer, bigint, smallint, boolean)";
 
+/// Settings of the database that are off on each node: those of a connection hold at the coordinator alone. With `jit`, a node
+/// compiles each reading of the feed anew, which takes ten times as long as the rest of it.
+const OFF_ON_NODES: [&str; 2] = ["jit", "enable_seqscan"];
+
 /// How many slots a divided database has: as many nodes as there may ever be.
 const SLOTS: u16 = 32;
 
@@ -203,8 +207,8 @@ pub(super) async fn check_divided(client: &Client) -> Result<Result<(), Unsuppor
          pg_catalog.to_regprocedure('{FUNCTION}') IS NULL OR {}",
         is_function_distributed()
     );
-    let row = row(client, &facts).await?;
-    let [is_coordinator, version, is_function] = [0, 1, 2].map(|at| row.get(at).cloned().flatten().unwrap_or_default());
+    let row = rows(client, &facts).await?.concat();
+    let [is_coordinator, version, is_function] = [0, 1, 2].map(|at| row.get(at).cloned().unwrap_or_default());
     let major: Option<u32> = version.split(['.', '-']).next().and_then(|major| major.parse().ok());
     Ok(if is_coordinator != "t" {
         Err(UnsupportedEngine::Worker)
@@ -217,55 +221,99 @@ pub(super) async fn check_divided(client: &Client) -> Result<Result<(), Unsuppor
     })
 }
 
-/// The first row of an answer.
-async fn row(client: &Client, query: &str) -> Result<Vec<Option<String>>, tokio_postgres::Error> {
+/// The rows of an answer; nothing in place of NULL.
+async fn rows(client: &Client, query: &str) -> Result<Vec<Vec<String>>, tokio_postgres::Error> {
     let messages = client.simple_query(query).await?;
-    let row = messages.into_iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
+    let rows = messages.into_iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => {
+            Some((0..row.len()).map(|at| row.get(at).unwrap_or_default().to_owned()).collect())
+        }
         _ => None,
     });
-    Ok(row.unwrap_or_default())
+    Ok(rows.collect())
 }
 
 impl Store {
-    /// Divides the database among the nodes of its Citus cluster, in one transaction. Waits at most `wait` for a migration.
-    /// Returns what was done; nothing if it is divided already.
+    /// Divides the database among the nodes of its Citus cluster, in one transaction, unless it is divided already. Then gives each
+    /// node the settings it lacks. Waits at most `wait` for a migration. Returns what was done.
     ///
     /// # Errors
     ///
-    /// Fails if it is no Citus cluster, or if there is a user already.
+    /// Fails if it is no Citus cluster, if there is a user already, or if the role may not change a node's settings.
     pub async fn distribute(&self, wait: Duration) -> Result<Vec<String>, MigrateError> {
         let _lock = self.acquire_lock(wait).await?;
         let Opened { client, .. } = self.target.connect_alone().await?;
-        let failed = |error: tokio_postgres::Error| MigrateError::Failed(error.into());
-        let flag = async |query: &str| -> Result<bool, MigrateError> {
-            Ok(row(&client, query).await.map_err(failed)?.into_iter().next().flatten().as_deref() == Some("t"))
-        };
-        if self.target.slots().is_divided() {
-            return Ok(vec![]);
+        let mut done = vec![];
+        if !self.target.slots().is_divided() {
+            divide(&client).await?;
+            done.push(format!("on every node: {}", REFERENCE.join(", ")));
+            done.push(format!("distributed by slot: {}", DISTRIBUTED.join(", ")));
+            done.push("runs on the node of its slot: sessions_revoke()".to_owned());
         }
-        if !flag(&format!("SELECT {HAS_CITUS}")).await? {
-            return Err(MigrateError::NotCitus);
-        }
-        if !flag(
-            "SELECT EXISTS (SELECT FROM pg_dist_node WHERE noderole = 'primary' AND isactive AND shouldhaveshards)",
-        )
-        .await?
-        {
-            return Err(MigrateError::NoNodes);
-        }
-        for table in EMPTY {
-            if flag(&format!("SELECT EXISTS (SELECT FROM {table})")).await? {
-                return Err(MigrateError::NotEmpty(table));
+        for name in OFF_ON_NODES {
+            if switch_off_on_nodes(&client, name).await? {
+                done.push(format!("off on every node: {name}"));
             }
         }
-        // One by one: Citus passes the text of some on to the workers as it was sent. Dropped halfway, nothing is done.
-        for statement in statements() {
-            client.batch_execute(&statement).await.map_err(failed)?;
+        Ok(done)
+    }
+}
+
+fn failed(error: tokio_postgres::Error) -> MigrateError {
+    MigrateError::Failed(error.into())
+}
+
+/// The answer to a yes-or-no question.
+async fn is_true(client: &Client, question: &str) -> Result<bool, MigrateError> {
+    let answer = rows(client, &format!("SELECT {question}")).await.map_err(failed)?.concat();
+    Ok(answer == ["t"])
+}
+
+async fn divide(client: &Client) -> Result<(), MigrateError> {
+    if !is_true(client, HAS_CITUS).await? {
+        return Err(MigrateError::NotCitus);
+    }
+    let has_nodes = "EXISTS (SELECT FROM pg_dist_node WHERE noderole = 'primary' AND isactive AND shouldhaveshards)";
+    if !is_true(client, has_nodes).await? {
+        return Err(MigrateError::NoNodes);
+    }
+    for table in EMPTY {
+        if is_true(client, &format!("EXISTS (SELECT FROM {table})")).await? {
+            return Err(MigrateError::NotEmpty(table));
         }
-        let distributed = format!("distributed by slot: {}", DISTRIBUTED.join(", "));
-        let function = "runs on the node of its slot: sessions_revoke()".to_owned();
-        Ok(vec![format!("on every node: {}", REFERENCE.join(", ")), distributed, function])
+    }
+    // One by one: Citus passes the text of some on to the workers as it was sent. Dropped halfway, nothing is done.
+    for statement in statements() {
+        client.batch_execute(&statement).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Switches a setting of the database off on every node where it is on. Returns whether it was on anywhere.
+async fn switch_off_on_nodes(client: &Client, name: &'static str) -> Result<bool, MigrateError> {
+    // Where it is on.
+    let read = format!(
+        "SELECT pg_catalog.concat_ws(':', nodename, nodeport) \
+         FROM run_command_on_all_nodes($$SELECT current_setting('{name}')$$) JOIN pg_dist_node USING (nodeid) \
+         WHERE NOT success OR result <> 'off' ORDER BY 1 LIMIT 1"
+    );
+    let lacking = async || rows(client, &read).await.map(|rows| rows.concat().pop()).map_err(failed);
+    let refused = |node, why: &str| Err(MigrateError::NodeSetting { node, name, why: why.to_owned() });
+    let Some(node) = lacking().await? else { return Ok(false) };
+    // The coordinator passes it on to the workers, which refuse it from anybody else.
+    let set = format!(
+        "DO $$ BEGIN EXECUTE pg_catalog.format('ALTER DATABASE %I SET {name} = off', pg_catalog.current_database()); END $$"
+    );
+    match client.batch_execute(&set).await {
+        Ok(()) => {}
+        Err(error) => match error.as_db_error() {
+            Some(db) => return refused(node, db.message()),
+            None => return Err(failed(error)),
+        },
+    }
+    match lacking().await? {
+        Some(node) => refused(node, "it is still on"),
+        None => Ok(true),
     }
 }
 

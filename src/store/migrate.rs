@@ -92,6 +92,18 @@ pub enum MigrateError {
     /// A table has rows that would have to be assigned to slots.
     #[error("the table {0} has rows: only a database without users can be divided")]
     NotEmpty(&'static str),
+    /// The role may not change a setting of a node.
+    #[error(
+        "cannot switch {name} off on the node {node} ({why}): run ALTER DATABASE … SET {name} = off there as the owner"
+    )]
+    NodeSetting {
+        /// The node, `HOST:PORT`.
+        node: String,
+        /// The setting.
+        name: &'static str,
+        /// The node's error.
+        why: String,
+    },
     /// A migration failed and was rolled back.
     #[error("a migration failed")]
     Failed(#[source] Box<dyn StdError + Send + Sync>),

@@ -19,8 +19,8 @@ pub(crate) struct MigrateArgs {
     /// How long to wait for another `migrate`, and for clients that use the tables. The log names whom it waits for.
     #[arg(long, env = "SESSIOND_MIGRATE_WAIT", default_value = "5m", value_parser = duration::<0, 86_400_000>, value_name = "DURATION")]
     wait: Duration,
-    /// Also divide the tables among the nodes of a Citus cluster. Only while there are no users, and only once; stop the
-    /// servers before.
+    /// Also divide the tables among the nodes of a Citus cluster, and give each node its settings. Only while there are no users;
+    /// stop the servers before. Run it again after adding a node.
     #[arg(long)]
     distribute: bool,
 }
