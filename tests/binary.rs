@@ -12,8 +12,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use diesel::{QueryableByName, sql_query, sql_types::BigInt};
-use diesel_async::{RunQueryDsl as _, SimpleAsyncConnection as _};
+use diesel_async::SimpleAsyncConnection as _;
 use http::{Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -328,18 +327,11 @@ async fn a_request_in_progress_is_answered_before_the_server_stops() {
         streams.push(watch);
     }
 
-    // Two connections: within a transaction, Postgres shows the activity of others as of its start.
-    let (mut holder, mut watcher) = (database.connect().await, database.connect().await);
-    holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the row");
-
+    let mut holder = database.hold("sessions", "true").await;
     let access = dev.env["SESSIOND_ACCESS_TOKEN"].clone();
     let wires = Wires::to(dev.env["SESSIOND_URL"].trim_start_matches("http://").parse().expect("an address"));
     let request = tokio::spawn(async move { wires.http(Method::DELETE, CURRENT, bearer(&access), "").await.status() });
-    let waiting = "SELECT count(*) AS waiting FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-    eventually("the sign-out waits", async || {
-        sql_query(waiting).get_results::<Waiting>(&mut watcher).await.expect("answers")[0].waiting > 0
-    })
-    .await;
+    eventually("the sign-out waits", async || database.lock_waits().await > 0).await;
 
     let pid = Pid::from_child(&dev.process);
     kill_process(pid, Signal::TERM).expect("signals");
@@ -351,16 +343,10 @@ async fn a_request_in_progress_is_answered_before_the_server_stops() {
     assert!(!request.is_finished(), "it waits for the lock");
     holder.batch_execute("COMMIT").await.expect("lets go");
     assert_eq!(request.await.expect("ends"), StatusCode::OK);
-    drop((holder, watcher));
+    drop(holder);
     assert!(dev.process.wait().expect("a child").success());
     let log = read(&dev.dir.join("log"));
     assert!(!log.contains("the stream of revocations ended"), "its own guard complains that it stops");
-}
-
-#[derive(QueryableByName)]
-struct Waiting {
-    #[diesel(sql_type = BigInt)]
-    waiting: i64,
 }
 
 /// The log, at its most verbose level, contains no token and no usable part of one.

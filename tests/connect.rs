@@ -278,7 +278,7 @@ async fn temporary_errors_are_a_503_in_every_language() {
             }
         }
     }
-    service.database.run("DROP TRIGGER refuse ON sessions").await;
+    service.database.accept("sessions").await;
     assert_eq!(sign_out(&service, &phone.access_token).await.0, StatusCode::OK);
 }
 
@@ -504,6 +504,8 @@ async fn permanent_errors_are_reported_at_once_in_the_databases_words() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_in_another_encoding_is_refused() {
     let database = Database::create_empty().await;
+    // A cluster that was there before has that of an earlier run.
+    database.run("DROP DATABASE IF EXISTS latin").await;
     database.run("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
     let (before, _) = database.url.rsplit_once('/').expect("a database");
     let env = [("DATABASE_URL", &*format!("{before}/latin")), ("SESSIOND_SEALING_KEY", SEALING_KEY)];

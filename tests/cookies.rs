@@ -918,8 +918,7 @@ async fn a_refresh_that_nobody_waits_for_is_not_shared_later() {
 async fn a_flood_of_refreshes_does_not_keep_the_owner_from_signing_out() {
     let service = start().await;
     let (browser, phone) = (sign_in(&service, "ada").await, service.sign_in("ada", "phone").await);
-    let mut holder = service.database.connect().await;
-    holder.batch_execute("BEGIN; SELECT FROM sessions FOR UPDATE").await.expect("holds the rows");
+    let mut holder = service.database.hold("sessions", "true").await;
     let flood = join_all((0..400).map(|_| call(&service, Wire::Rest, "RefreshSession", browser.headers())));
     let owner = async {
         let refused = "sessiond_turns_refused_total{reason=\"line\"}";

@@ -10,7 +10,7 @@ use std::{
 };
 
 use diesel_async::SimpleAsyncConnection as _;
-use futures_util::future::join_all;
+use futures_util::{FutureExt as _, future::join_all};
 use secrecy::ExposeSecret as _;
 use sessiond::{
     app::{AccessToken, Sweeper, TokenHolder},
@@ -27,9 +27,7 @@ use sessiond_core::{
 use crate::{
     assert_refused,
     harness::{
-        Device, PROJECT, REFUSED_REFRESH, Service, Wire, bearer,
-        database::{Database, TRIGGERS_ON_NODES},
-        eventually, rates, refresh_token,
+        Device, PROJECT, REFUSED_REFRESH, Service, Wire, bearer, database::Database, eventually, rates, refresh_token,
     },
 };
 
@@ -117,11 +115,8 @@ async fn a_sign_out_of_two_sessions_waits_for_the_locked_one() {
 }
 
 /// Makes the database refuse updates of a session.
-fn refusing_updates(session: &str) -> String {
-    format!(
-        "{TRIGGERS_ON_NODES}; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
-         CREATE TRIGGER refuse BEFORE UPDATE ON sessions FOR EACH ROW WHEN (old.id = '{session}') EXECUTE FUNCTION refuse()"
-    )
+async fn refuse_updates(database: &Database, session: &str) {
+    database.refuse_if(&format!("old.id = '{session}'"), "UPDATE ON sessions", "P0001", "refused").await;
 }
 
 /// The database refuses to end one session: its caller gets an error, and the others of its group are retried alone.
@@ -129,7 +124,7 @@ fn refusing_updates(session: &str) -> String {
 async fn a_fault_affects_only_its_own_request() {
     let service = Service::start_on(Database::create().await).await;
     let (faulty, devices) = sign_in_with_one(&service, 60).await;
-    service.database.run(&refusing_updates(&faulty.session)).await;
+    refuse_updates(&service.database, &faulty.session).await;
     // The faulty one comes last, when groups are in progress.
     let (ended, refused) = tokio::join!(join_all(devices.iter().map(Device::sign_out)), faulty.sign_out());
     refused.expect_err("its update fails");
@@ -366,22 +361,18 @@ async fn what_is_deleted_while_it_waits_affects_no_other() {
     let gone = service.create_as(Wire::Grpc, &gone_key, request).await.expect("signs in");
 
     let mut holder = service.database.connect().await;
-    holder.batch_execute("BEGIN; LOCK TABLE revocations IN EXCLUSIVE MODE").await.expect("locks");
+    // Over one connection to each node of a divided database, as foreign keys to tables on every node require.
+    holder.batch_execute("BEGIN; SET LOCAL citus.multi_shard_modify_mode = 'sequential'").await.expect("begins");
+    holder.batch_execute("LOCK TABLE revocations IN EXCLUSIVE MODE").await.expect("locks");
     let gone = [bearer(&gone.access_token), refresh_token(&gone.refresh_token)];
-    let sign_out = async |at_least: usize, device: &Device<'_>| {
-        groups_wait(&service, at_least).await;
-        device.sign_out().await
-    };
+    let (one_waits, two_wait) = (groups_wait(&service, 1).shared(), groups_wait(&service, 2).shared());
     let all = async {
         let (first, second, rest, gone, erased) = tokio::join!(
-            sign_out(0, &devices[0]),
-            sign_out(1, &devices[1]),
-            join_all(devices[2..].iter().map(|device| sign_out(2, device))),
-            join_all(gone.map(async |headers| {
-                groups_wait(&service, 2).await;
-                service.revoke_current(Wire::Grpc, headers).await
-            })),
-            sign_out(2, &erased)
+            devices[0].sign_out(),
+            one_waits.then(|()| devices[1].sign_out()),
+            join_all(devices[2..].iter().map(|device| two_wait.clone().then(|()| device.sign_out()))),
+            join_all(gone.map(|headers| two_wait.clone().then(|()| service.revoke_current(Wire::Grpc, headers)))),
+            two_wait.clone().then(|()| erased.sign_out())
         );
         ([first, second].into_iter().chain(rest), gone, erased)
     };
@@ -415,18 +406,16 @@ async fn a_refresh_that_is_retried_alone_is_charged_once() {
     let once = Rates { user_rate: 1, user_burst: 1, ..rates() };
     let service = Service::start_limited(once, |_, _| {}).await;
     let (faulty, devices) = sign_in_with_one(&service, 60).await;
-    service.database.run(&refusing_updates(&faulty.session)).await;
+    refuse_updates(&service.database, &faulty.session).await;
     let mut holder = service.database.connect().await;
     holder.batch_execute("BEGIN; LOCK TABLE users IN EXCLUSIVE MODE").await.expect("locks");
-    let refresh = async |at_least: usize, device: &Device<'_>| {
-        groups_wait(&service, at_least).await;
-        device.refresh_without_keeping().await
-    };
+    let (one_waits, two_wait) = (groups_wait(&service, 1).shared(), groups_wait(&service, 2).shared());
     let mut refreshing = Box::pin(async {
-        let (first, second) = (refresh(0, &devices[0]), refresh(1, &devices[1]));
+        let first = devices[0].refresh_without_keeping();
+        let second = one_waits.then(|()| devices[1].refresh_without_keeping());
         // One group, with the faulty one.
-        let rest = join_all(devices[2..].iter().map(|device| refresh(2, device)));
-        tokio::join!(first, second, rest, refresh(2, &faulty))
+        let rest = devices[2..].iter().map(|device| two_wait.clone().then(|()| device.refresh_without_keeping()));
+        tokio::join!(first, second, join_all(rest), two_wait.clone().then(|()| faulty.refresh_without_keeping()))
     });
     let queue = async {
         // All but the first two.

@@ -10,7 +10,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use diesel::{QueryableByName, sql_query, sql_types::BigInt};
 use diesel_async::SimpleAsyncConnection as _;
 use http::{HeaderMap, Method, StatusCode};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
@@ -478,27 +477,12 @@ async fn at_once<T: Send + 'static>(
     service: &Service,
     acts: Vec<impl Future<Output = Result<T, ProjectError>> + Send + 'static>,
 ) -> Vec<Result<T, ProjectError>> {
-    // Not at the top: it would shadow the atomics' `load`.
-    use diesel_async::RunQueryDsl as _;
-
-    let (mut holder, mut watcher) = (service.database.connect().await, service.database.connect().await);
+    let mut holder = service.database.connect().await;
     holder.batch_execute("BEGIN; SELECT FROM projects FOR NO KEY UPDATE").await.expect("holds the project");
     let acts: Vec<_> = acts.into_iter().map(tokio::spawn).collect();
-    let waiting = "SELECT count(*) AS waiting FROM pg_stat_activity
-        WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    eventually("everyone waits", async || {
-        let rows: Vec<Waiting> = sql_query(waiting).get_results(&mut watcher).await.expect("answers");
-        usize::try_from(rows[0].waiting) == Ok(acts.len())
-    })
-    .await;
+    eventually("everyone waits", async || service.database.lock_waits().await == acts.len()).await;
     holder.batch_execute("COMMIT").await.expect("lets go");
     futures_util::future::join_all(acts).await.into_iter().map(|outcome| outcome.expect("ends")).collect()
-}
-
-#[derive(QueryableByName)]
-struct Waiting {
-    #[diesel(sql_type = BigInt)]
-    waiting: i64,
 }
 
 /// Concurrent operators: one rotation happens, and at each moment exactly one key signs.

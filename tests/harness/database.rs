@@ -28,7 +28,7 @@ use super::divided::{self, Divided};
 const TEMPLATE: &str = "template_sessiond";
 
 /// Citus refuses triggers on divided tables otherwise; one Postgres ignores it.
-pub const TRIGGERS_ON_NODES: &str = "SET citus.enable_unsafe_triggers = on";
+const TRIGGERS_ON_NODES: &str = "SET citus.enable_unsafe_triggers = on";
 
 /// The tables that are divided by slot.
 const DIVIDED: [&str; 7] =
@@ -107,14 +107,31 @@ impl Database {
 
     /// From now on statements of a kind, such as `UPDATE ON sessions`, fail with this SQLSTATE and message.
     pub async fn refuse(&self, statements: &str, code: &str, message: &str) {
+        self.refuse_if("true", statements, code, message).await;
+    }
+
+    /// As [`Database::refuse`], of the rows that meet a condition.
+    pub async fn refuse_if(&self, condition: &str, statements: &str, code: &str, message: &str) {
         let message = message.replace('\'', "''");
-        self.run(&format!(
-            "{TRIGGERS_ON_NODES};
-             CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                RAISE EXCEPTION USING MESSAGE = TG_ARGV[0], ERRCODE = TG_ARGV[1]; END $$;
-             CREATE OR REPLACE TRIGGER refuse BEFORE {statements} FOR EACH ROW EXECUTE FUNCTION refuse('{message}', '{code}')"
-        ))
-        .await;
+        let function = "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             RAISE EXCEPTION USING MESSAGE = TG_ARGV[0], ERRCODE = TG_ARGV[1]; END $$";
+        let trigger = format!(
+            "CREATE OR REPLACE TRIGGER refuse BEFORE {statements} FOR EACH ROW WHEN ({condition})
+             EXECUTE FUNCTION refuse('{message}', '{code}')"
+        );
+        let mut connection = self.connect().await;
+        // One by one: Citus passes the whole text on.
+        for statement in [TRIGGERS_ON_NODES, function, &trigger] {
+            connection.batch_execute(statement).await.expect("runs");
+        }
+    }
+
+    /// Ends [`Database::refuse`].
+    pub async fn accept(&self, table: &str) {
+        let mut connection = self.connect().await;
+        for statement in [TRIGGERS_ON_NODES, &format!("DROP TRIGGER refuse ON {table}")] {
+            connection.batch_execute(statement).await.expect("runs");
+        }
     }
 
     /// The same as [`Database::run`], if the database may be down.
@@ -145,11 +162,9 @@ impl Database {
         contents
     }
 
-    /// The first column of a query, as text.
+    /// The first column of a query, as text. The query is sent as it is: in a subquery, Citus loses its order.
     pub async fn lines(&self, query: &str) -> Vec<String> {
-        let query = format!("SELECT line::text AS line FROM ({query}) AS q (line)");
-        let rows: Vec<Line> = sql_query(query).load(&mut self.connect().await).await.expect("reads");
-        rows.into_iter().map(|row| row.line).collect()
+        rows(&connect(&self.url).await, query).await.into_iter().map(|mut row| row.swap_remove(0)).collect()
     }
 
     /// How many statements wait for a lock, on whichever node.

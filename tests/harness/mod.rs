@@ -350,9 +350,10 @@ impl Service {
 
     /// The slot of each user of a project.
     async fn slots_of(&self, project: &str) -> impl Fn(&str) -> i16 + use<> {
-        let bytes =
-            format!("SELECT get_byte(bucket_key, i) FROM projects, generate_series(0, 31) AS i WHERE id = '{project}'");
-        let key: Vec<u8> = self.database.lines(&bytes).await.iter().map(|byte| byte.parse().expect("a byte")).collect();
+        let key = format!("SELECT encode(bucket_key, 'hex') FROM projects WHERE id = '{project}'");
+        let key = self.database.lines(&key).await.remove(0);
+        let byte = |at| u8::from_str_radix(&key[at..at + 2], 16).expect("a byte");
+        let key: Vec<u8> = (0..key.len()).step_by(2).map(byte).collect();
         let key = BucketKey::from_bytes(&key).expect("32 bytes");
         let slots = self.database.slots().await;
         move |user| {
