@@ -91,9 +91,12 @@ async fn every_node_gets_its_settings() {
     let store = Store::new(&options(&database.url), Metrics::default()).expect("a good URL");
     let wait = Duration::from_secs(60);
     assert!(store.distribute(wait).await.expect("nothing to do").is_empty());
-    let reset = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET jit', current_database()); END $$";
+    let reset = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET ALL', current_database()); END $$";
     database.run(reset).await;
     assert_ne!(database.lines(&of_all_nodes).await, expected);
-    assert_eq!(store.distribute(wait).await.expect("is the owner"), ["off on every node: jit"]);
+    assert_eq!(
+        store.distribute(wait).await.expect("is the owner"),
+        ["off on every node: jit", "off on every node: enable_seqscan"]
+    );
     assert_eq!(database.lines(&of_all_nodes).await, expected);
 }

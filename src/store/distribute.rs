@@ -42,8 +42,8 @@ const EMPTY: [&str; 5] = ["users", "sessions", "session_requests", "revocations"
 const FUNCTION: &str = "sessions_revoke(text[], uuid[], timestamptz[], smallint[], uuid[], smallint[], uuid[], text[], \
      integer, bigint, smallint, boolean)";
 
-/// Settings of the database that are off on each node: those of a connection hold at the coordinator alone. With `jit`, a node
-/// compiles each reading of the feed anew, which takes ten times as long as the rest of it.
+/// Settings of the database that are off on each node: those of a connection hold at the coordinator alone. With `jit`, a reading of
+/// the feed takes 320 ms of processor time in place of 26.
 const OFF_ON_NODES: [&str; 2] = ["jit", "enable_seqscan"];
 
 /// How many slots a divided database has: as many nodes as there may ever be.
@@ -269,6 +269,7 @@ async fn is_true(client: &Client, question: &str) -> Result<bool, MigrateError> 
     Ok(answer == ["t"])
 }
 
+/// Divides the tables, in one transaction.
 async fn divide(client: &Client) -> Result<(), MigrateError> {
     if !is_true(client, HAS_CITUS).await? {
         return Err(MigrateError::NotCitus);

@@ -14,8 +14,7 @@ use std::{
 };
 
 use dev_postgres::{Cluster, Durability, Options};
-use diesel::{QueryableByName, sql_query, sql_types::Text};
-use diesel_async::{AsyncConnection as _, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
+use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _};
 use rustix::{
     io::Errno,
     process::{Pid, Resource, Rlimit, getrlimit, setrlimit, test_kill_process},
@@ -33,12 +32,6 @@ const TRIGGERS_ON_NODES: &str = "SET citus.enable_unsafe_triggers = on";
 /// The tables that are divided by slot.
 const DIVIDED: [&str; 7] =
     ["users", "sessions", "session_requests", "revocations", "audit_events", "backchannel_deliveries", "feed_writers"];
-
-#[derive(QueryableByName)]
-struct Line {
-    #[diesel(sql_type = Text)]
-    line: String,
-}
 
 /// Connects without the server's settings.
 pub async fn connect(url: &str) -> Client {
@@ -105,6 +98,14 @@ impl Database {
         self.connect().await.batch_execute(sql).await.expect("runs");
     }
 
+    /// Runs statements one by one, on one connection: of several together, Citus passes the whole text on.
+    async fn run_each(&self, statements: &[&str]) {
+        let mut connection = self.connect().await;
+        for statement in statements {
+            connection.batch_execute(statement).await.expect("runs");
+        }
+    }
+
     /// From now on statements of a kind, such as `UPDATE ON sessions`, fail with this SQLSTATE and message.
     pub async fn refuse(&self, statements: &str, code: &str, message: &str) {
         self.refuse_if("true", statements, code, message).await;
@@ -119,19 +120,12 @@ impl Database {
             "CREATE OR REPLACE TRIGGER refuse BEFORE {statements} FOR EACH ROW WHEN ({condition})
              EXECUTE FUNCTION refuse('{message}', '{code}')"
         );
-        let mut connection = self.connect().await;
-        // One by one: Citus passes the whole text on.
-        for statement in [TRIGGERS_ON_NODES, function, &trigger] {
-            connection.batch_execute(statement).await.expect("runs");
-        }
+        self.run_each(&[TRIGGERS_ON_NODES, function, &trigger]).await;
     }
 
     /// Ends [`Database::refuse`].
     pub async fn accept(&self, table: &str) {
-        let mut connection = self.connect().await;
-        for statement in [TRIGGERS_ON_NODES, &format!("DROP TRIGGER refuse ON {table}")] {
-            connection.batch_execute(statement).await.expect("runs");
-        }
+        self.run_each(&[TRIGGERS_ON_NODES, &format!("DROP TRIGGER refuse ON {table}")]).await;
     }
 
     /// The same as [`Database::run`], if the database may be down.
@@ -141,7 +135,7 @@ impl Database {
 
     /// Every row of every table that a request may write, as text, to check that nothing has changed.
     pub async fn contents(&self) -> BTreeMap<&'static str, String> {
-        let mut connection = self.connect().await;
+        let client = connect(&self.url).await;
         let mut contents = BTreeMap::new();
         for table in [
             "projects",
@@ -154,10 +148,8 @@ impl Database {
         ] {
             // When a server key was last used is noted in the background.
             let row = if table == "server_keys" { "(to_jsonb(t) - 'last_used_at')::text" } else { "t::text" };
-            let query =
-                format!("SELECT coalesce(string_agg({row}, E'\\n' ORDER BY {row}), '') AS line FROM {table} AS t");
-            let rows: Vec<Line> = sql_query(query).load(&mut connection).await.expect("reads");
-            contents.insert(table, rows.into_iter().map(|row| row.line).collect());
+            let query = format!("SELECT coalesce(string_agg({row}, E'\\n' ORDER BY {row}), '') FROM {table} AS t");
+            contents.insert(table, rows(&client, &query).await.concat().concat());
         }
         contents
     }
