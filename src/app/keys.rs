@@ -28,7 +28,7 @@ use sessiond_core::clock::Timestamp;
 use sessiond_core::id::KeyId;
 use sessiond_core::id::ProjectId;
 use sessiond_core::session::Policy;
-use sessiond_core::token::access::SignError;
+use sessiond_core::token::jws::SignError;
 use sessiond_core::token::keys::Keyring;
 use sessiond_core::token::keys::RefreshKey;
 use sessiond_core::token::keys::SigningKey;

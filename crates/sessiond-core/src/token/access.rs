@@ -1,15 +1,11 @@
 //! Access tokens: JWTs in the profile of RFC 9068, signed with ES256, that other services verify offline.
 
-use jsonwebtoken::Algorithm;
-use jsonwebtoken::Header;
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde::Serialize;
 
-use super::decode;
-use super::encode;
+use super::jws::SignError;
 use super::keys::SigningKey;
-use super::low_s;
 use crate::clock::Timestamp;
 
 /// The `typ` of RFC 9068 §2.1. It prevents an ID token or a logout token from being accepted as an access token.
@@ -151,31 +147,11 @@ impl SigningKey {
     ///
     /// # Errors
     ///
-    /// Fails if the library does: no randomness, or claims that are not JSON.
+    /// See [`SignError`].
     pub fn sign(&self, claims: &Claims) -> Result<SecretString, SignError> {
-        let header =
-            Header { typ: Some(TYPE.to_owned()), kid: Some(self.id().to_string()), ..Header::new(Algorithm::ES256) };
-        self.sign_jwt(&header, claims)
+        self.sign_jwt(TYPE, claims)
     }
 }
-
-impl SigningKey {
-    /// Signs claims of any kind under this header, with a low-S signature.
-    pub(super) fn sign_jwt(&self, header: &Header, claims: &impl Serialize) -> Result<SecretString, SignError> {
-        let token = jsonwebtoken::encode(header, claims, self.private())?;
-        let lowered = |token: &str| {
-            let (message, signature) = token.rsplit_once('.')?;
-            Some(format!("{message}.{}", encode(&low_s::lowered(decode(signature)?))))
-        };
-        // The library's output always has this form.
-        Ok(lowered(&token).unwrap_or(token).into())
-    }
-}
-
-/// Signing failed inside the library.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot sign the token")]
-pub struct SignError(#[from] jsonwebtoken::errors::Error);
 
 #[cfg(test)]
 pub(super) mod tests {

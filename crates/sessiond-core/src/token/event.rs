@@ -4,14 +4,12 @@
 
 use std::time::Duration;
 
-use jsonwebtoken::Algorithm;
-use jsonwebtoken::Header;
 use secrecy::SecretString;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 
-use super::access::SignError;
+use super::jws::SignError;
 use super::keys::SigningKey;
 use crate::clock::Timestamp;
 use crate::id::SessionId;
@@ -122,7 +120,7 @@ impl SigningKey {
     ///
     /// # Errors
     ///
-    /// Fails if the library does.
+    /// See [`SignError`].
     pub fn sign_logout(&self, notice: &RevocationNotice<'_>, now: Timestamp) -> Result<SecretString, SignError> {
         let (sub, sid) = match notice.subject {
             Subject::Session { session, user } => (user, Some(session.to_string())),
@@ -138,14 +136,14 @@ impl SigningKey {
             sid,
             events: json!({ LOGOUT_EVENT: {} }),
         };
-        self.sign_as(LOGOUT_TYPE, &claims)
+        self.sign_jwt(LOGOUT_TYPE, &claims)
     }
 
     /// Signs a CAEP `session-revoked` event.
     ///
     /// # Errors
     ///
-    /// Fails if the library does.
+    /// See [`SignError`].
     pub fn sign_revoked(&self, notice: &RevocationNotice<'_>, now: Timestamp) -> Result<SecretString, SignError> {
         let event = json!({
             "event_timestamp": notice.ended_at.as_seconds(),
@@ -161,13 +159,7 @@ impl SigningKey {
             sub_id: subject_identifier(notice),
             events: json!({ REVOKED_EVENT: event }),
         };
-        self.sign_as(EVENT_TYPE, &claims)
-    }
-
-    fn sign_as(&self, typ: &str, claims: &impl Serialize) -> Result<SecretString, SignError> {
-        let header =
-            Header { typ: Some(typ.to_owned()), kid: Some(self.id().to_string()), ..Header::new(Algorithm::ES256) };
-        self.sign_jwt(&header, claims)
+        self.sign_jwt(EVENT_TYPE, &claims)
     }
 }
 
@@ -186,6 +178,7 @@ fn subject_identifier(notice: &RevocationNotice<'_>) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use jsonwebtoken::Algorithm;
     use jsonwebtoken::DecodingKey;
     use jsonwebtoken::Validation;
     use secrecy::ExposeSecret as _;

@@ -11,7 +11,6 @@ use aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
 use aws_lc_rs::signature::EcdsaKeyPair;
 use aws_lc_rs::signature::KeyPair as _;
 use aws_lc_rs::signature::ParsedPublicKey;
-use jsonwebtoken::EncodingKey;
 use secrecy::zeroize::Zeroizing;
 
 use super::schedule::Schedule;
@@ -28,7 +27,8 @@ pub struct MalformedKey;
 
 /// An ES256 key pair of one project.
 pub struct SigningKey {
-    private: EncodingKey,
+    /// Parsed once, because the library checks it against the public half, which takes as long as a signature.
+    private: EcdsaKeyPair,
     verifying: VerifyingKey,
 }
 
@@ -51,7 +51,7 @@ impl SigningKey {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).map_err(|_| MalformedKey)?;
         let point: [u8; 65] = pair.public_key().as_ref().try_into().map_err(|_| MalformedKey)?;
         let verifying = VerifyingKey::from_point(id, project, point).ok_or(MalformedKey)?;
-        Ok(Self { private: EncodingKey::from_ec_der(pkcs8), verifying })
+        Ok(Self { private: pair, verifying })
     }
 
     /// The `kid`.
@@ -69,7 +69,7 @@ impl SigningKey {
         &self.verifying
     }
 
-    pub(super) const fn private(&self) -> &EncodingKey {
+    pub(super) const fn private(&self) -> &EcdsaKeyPair {
         &self.private
     }
 

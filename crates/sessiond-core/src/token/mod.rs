@@ -1,4 +1,4 @@
-//! Tokens and their keys. The only module that uses the JWT crate and cryptography; depends on neither the rules of sessions nor
+//! Tokens and their keys. The only module that uses cryptography; depends on neither the rules of sessions nor
 //! the database.
 //!
 //! | token | verified by | authenticated by |
@@ -39,6 +39,7 @@ pub mod certificate_name;
 pub mod event;
 pub mod fingerprint_cache;
 pub mod jwks;
+pub mod jws;
 pub mod keys;
 mod low_s;
 pub mod page;
