@@ -42,7 +42,7 @@ impl Baseline {
     /// The baseline of a kind of work.
     pub(crate) const fn of(work: Work) -> Option<Self> {
         match work {
-            Work::SignOut => Some(Self::Update),
+            Work::SignOut | Work::SignOutKnown => Some(Self::Update),
             Work::Refresh => Some(Self::LockAndUpdate),
             Work::Create => Some(Self::Insert),
             Work::Introspect => Some(Self::NullGrpc),

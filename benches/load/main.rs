@@ -11,6 +11,7 @@
 //! | work | baseline |
 //! |---|---|
 //! | `sign-out` | pgbench: UPDATE of one row, as wide as a session, by its key |
+//! | `sign-out-known` | the same; only if it is named |
 //! | `refresh` | pgbench: a transaction of SELECT FOR UPDATE and UPDATE of such a row |
 //! | `create` | pgbench: INSERT of such a row, with as many indexes |
 //! | `list` | none |
@@ -71,7 +72,7 @@ struct Options {
     /// The duration of each measurement, in seconds.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
-    /// The kinds of work. Default: all but `verify-cookie`, `overload` and `memory`.
+    /// The kinds of work. Default: all but `sign-out-known`, `verify-cookie`, `overload` and `memory`.
     #[arg(long, value_delimiter = ',')]
     work: Vec<Work>,
     /// The protocols. Default: all three for sign-outs, REST for what users do, REST and gRPC for introspection.
@@ -117,7 +118,8 @@ struct Options {
 impl Options {
     fn includes(&self, work: Work) -> bool {
         if self.work.is_empty() {
-            !matches!(work, Work::VerifyCookie | Work::Overload | Work::Memory) && self.peer.is_empty()
+            let is_named = matches!(work, Work::SignOutKnown | Work::VerifyCookie | Work::Overload | Work::Memory);
+            !is_named && self.peer.is_empty()
         } else {
             self.work.contains(&work)
         }
@@ -126,7 +128,8 @@ impl Options {
     fn wires(&self, work: Work) -> Vec<Wire> {
         let default: &[Wire] = match work {
             Work::SignOut => &[Wire::Rest, Wire::Grpc, Wire::GrpcWeb],
-            Work::Refresh | Work::Create | Work::List | Work::Verify | Work::VerifyCookie => &[Wire::Rest],
+            Work::SignOutKnown | Work::Refresh | Work::Create | Work::List => &[Wire::Rest],
+            Work::Verify | Work::VerifyCookie => &[Wire::Rest],
             Work::Introspect => &[Wire::Grpc, Wire::Rest],
             Work::Overload | Work::Memory => &[Wire::Grpc],
         };
@@ -137,7 +140,7 @@ impl Options {
 
     fn clients(&self, work: Work) -> Vec<usize> {
         match (self.clients.as_slice(), work) {
-            ([], Work::SignOut) => vec![1, 16, 64, 256],
+            ([], Work::SignOut | Work::SignOutKnown) => vec![1, 16, 64, 256],
             ([], _) => vec![16],
             (given, _) => given.to_vec(),
         }
@@ -225,14 +228,24 @@ async fn measure(options: &Options, stage: &mut Stage) -> Outcome<()> {
 
 /// What runs in turns.
 fn groups(options: &Options) -> Vec<Group> {
+    // What is in one row runs in turns, beside one baseline.
+    let works: [&[Work]; 7] = [
+        &[Work::SignOut, Work::SignOutKnown],
+        &[Work::Refresh],
+        &[Work::Create],
+        &[Work::List],
+        &[Work::Introspect],
+        &[Work::Verify],
+        &[Work::VerifyCookie],
+    ];
     let mut groups = vec![];
-    let works =
-        [Work::SignOut, Work::Refresh, Work::Create, Work::List, Work::Introspect, Work::Verify, Work::VerifyCookie];
-    for work in works.into_iter().filter(|work| options.includes(*work)) {
-        for clients in options.clients(work) {
-            let own = options.wires(work).into_iter().map(|wire| Contender::Server { work, wire, clients });
-            let baseline = Baseline::of(work).map(|baseline| Contender::Baseline { baseline, clients });
-            groups.push(Group { contenders: own.chain(baseline).collect() });
+    for works in works {
+        let works: Vec<Work> = works.iter().copied().filter(|work| options.includes(*work)).collect();
+        let Some(first) = works.first().copied() else { continue };
+        for clients in options.clients(first) {
+            let of = |work| options.wires(work).into_iter().map(move |wire| Contender::Server { work, wire, clients });
+            let baseline = Baseline::of(first).map(|baseline| Contender::Baseline { baseline, clients });
+            groups.push(Group { contenders: works.iter().copied().flat_map(of).chain(baseline).collect() });
         }
     }
     groups

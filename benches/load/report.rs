@@ -1,15 +1,18 @@
 //! Runs what is compared in turns, and reports the results: as a table and as JSON.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use serde_json::Value;
 use serde_json::json;
 
 use crate::Outcome;
 use crate::baseline::Baseline;
 use crate::baseline::Latencies;
+use crate::client::Connection;
 use crate::client::Wire;
 use crate::cpu;
 use crate::overload::OverloadRow;
@@ -22,10 +25,14 @@ use crate::sessions::Tokens;
 use crate::stage::Stage;
 use crate::work::Call;
 use crate::work::Caller;
+use crate::work::Repeats;
 use crate::work::Work;
 
 /// How many tokens the server has seen, where it must have seen them.
 const KNOWN_TOKENS: usize = 1_000;
+
+/// How many connections refresh sessions before a run.
+const REISSUERS: usize = 16;
 
 /// The first run is not counted: it fills caches, and shows how many tokens the next one needs.
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -88,7 +95,8 @@ impl Group {
     pub(crate) async fn measure(&self, stage: &mut Stage, rounds: u32, seconds: u32) -> Outcome<Vec<Row>> {
         let new = |contender: &Contender| Series { contender: *contender, rates: vec![], total: Measured::default() };
         let mut all: Vec<Series> = self.contenders.iter().map(new).collect();
-        let mut materials = Materials { known: stage.sessions.take(KNOWN_TOKENS).await?, unused: vec![] };
+        let mut materials =
+            Materials { known: stage.sessions.take(KNOWN_TOKENS).await?, unused: vec![], issued: vec![] };
         for round in 0..=rounds {
             let order: Vec<usize> =
                 if round % 2 == 0 { (0..all.len()).collect() } else { (0..all.len()).rev().collect() };
@@ -125,6 +133,18 @@ impl Group {
 struct Materials {
     known: Vec<Tokens>,
     unused: Vec<Tokens>,
+    /// Unused as well, and issued by the server.
+    issued: Vec<Tokens>,
+}
+
+impl Materials {
+    /// The unused tokens for a kind of work.
+    const fn unused(&mut self, work: Work) -> &mut Vec<Tokens> {
+        match work {
+            Work::SignOutKnown => &mut self.issued,
+            _ => &mut self.unused,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -142,6 +162,30 @@ impl Span {
     }
 }
 
+/// Refreshes sessions, so that the server itself has issued their access tokens. It remembers 16,384 of them.
+async fn reissued(stage: &mut Stage, tokens: Vec<Tokens>) -> Outcome<Vec<Tokens>> {
+    let (addr, wire) = (stage.addr, Wire::Rest);
+    let caller = Caller { addr, wire, server_key: stage.server_key.clone() };
+    let refresh = async |part: &[Tokens]| {
+        let mut connection = Connection::open(wire, addr, Ipv4Addr::LOCALHOST).await?;
+        let mut issued = vec![];
+        for tokens in part {
+            let call = caller.call(Work::Refresh, tokens);
+            let (headers, body) =
+                connection.call(call.request).await?.map_err(|refused| format!("refused: {}", refused.text))?;
+            call.expected.check(wire, &headers, &body, Repeats::Never)?;
+            let answer: Value = serde_json::from_slice(&body)?;
+            let access = answer["access_token"].as_str().ok_or("a token")?.to_owned();
+            issued.push(Tokens { access, ..tokens.clone() });
+        }
+        Outcome::Ok(issued)
+    };
+    let parts = tokens.chunks(tokens.len().div_ceil(REISSUERS).max(1)).map(refresh);
+    let issued = try_join_all(parts).await?.concat();
+    stage.sessions.acknowledged.refreshes += issued.len() as u64;
+    Ok(issued)
+}
+
 async fn measure(
     stage: &mut Stage,
     contender: Contender,
@@ -155,12 +199,15 @@ async fn measure(
             let wanted = wanted(expected_rate, duration, clients);
             let caller = Caller { addr: stage.addr, wire, server_key: stage.server_key.clone() };
             if work.uses_up() {
-                let missing = wanted.saturating_sub(materials.unused.len());
-                materials.unused.extend(stage.sessions.take(missing).await?);
+                let taken = stage.sessions.take(wanted.saturating_sub(materials.unused(work).len())).await?;
+                materials.unused(work).extend(match work {
+                    Work::SignOutKnown => reissued(stage, taken).await?,
+                    _ => taken,
+                });
             }
             let created = if work == Work::Create { stage.sessions.users(wanted) } else { vec![] };
             let (tokens, reuse) = match work {
-                Work::SignOut | Work::Refresh => (&materials.unused, Reuse::Once),
+                Work::SignOut | Work::SignOutKnown | Work::Refresh => (&*materials.unused(work), Reuse::Once),
                 Work::Create => (&created, Reuse::Once),
                 Work::List | Work::Introspect | Work::Overload | Work::Memory => (&materials.known, Reuse::Always),
                 Work::Verify | Work::VerifyCookie => (&materials.known, Reuse::Always),
@@ -172,14 +219,15 @@ async fn measure(
             measured.cpu = Some([after[0].saturating_sub(before[0]), after[1].saturating_sub(before[1])]);
             let acknowledged = &mut stage.sessions.acknowledged;
             match work {
-                Work::SignOut => acknowledged.sign_outs += measured.done,
+                Work::SignOut | Work::SignOutKnown => acknowledged.sign_outs += measured.done,
                 Work::Refresh => acknowledged.refreshes += measured.done,
                 Work::Create => acknowledged.creations += measured.done,
                 Work::List | Work::Introspect | Work::Overload | Work::Memory => {}
                 Work::Verify | Work::VerifyCookie => {}
             }
             if work.uses_up() {
-                materials.unused.drain(..supply.used());
+                let used = supply.used();
+                materials.unused(work).drain(..used);
             }
             Ok(measured)
         }
@@ -302,7 +350,7 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 
 pub(crate) fn print_head() {
     println!(
-        "{:<13} {:<8} {:>7} {:>8}   {:<33} {:>8} {:>6} {:>9} {:>7} {:>9} {:>8} {:>8} {:>8} {:>8}",
+        "{:<14} {:<8} {:>7} {:>8}   {:<33} {:>8} {:>6} {:>9} {:>7} {:>9} {:>8} {:>8} {:>8} {:>8}",
         "work",
         "wire",
         "clients",
@@ -325,7 +373,7 @@ pub(crate) fn print_row(row: &Row) {
     let baseline = row.baseline.as_ref();
     let [server, postgres] = row.cpu;
     println!(
-        "{:<13} {:<8} {:>7} {:>8.0}   {:<33} {:>8} {:>6} {:>9} {:>7.0} {:>9.0} {:>8} {:>8} {:>8} {:>8}",
+        "{:<14} {:<8} {:>7} {:>8.0}   {:<33} {:>8} {:>6} {:>9} {:>7.0} {:>9.0} {:>8} {:>8} {:>8} {:>8}",
         row.work.as_str(),
         row.wire.as_str(),
         row.clients,

@@ -22,8 +22,10 @@ use crate::sessions::Tokens;
 /// A kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Work {
-    /// Sign out; each request has its own token.
+    /// Sign out; each request has its own token, as if another replica had issued it.
     SignOut,
+    /// The same with tokens that this server has issued, and so knows.
+    SignOutKnown,
     /// Refresh a session for the first time; each request has its own token.
     Refresh,
     /// Create a session.
@@ -46,6 +48,7 @@ impl Work {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::SignOut => "sign-out",
+            Self::SignOutKnown => "sign-out-known",
             Self::Refresh => "refresh",
             Self::Create => "create",
             Self::List => "list",
@@ -60,7 +63,7 @@ impl Work {
     /// Whether each request needs a session of its own.
     pub(crate) const fn uses_up(self) -> bool {
         match self {
-            Self::SignOut | Self::Refresh => true,
+            Self::SignOut | Self::SignOutKnown | Self::Refresh => true,
             Self::Create | Self::List | Self::Introspect | Self::Overload | Self::Memory => false,
             Self::Verify | Self::VerifyCookie => false,
         }
@@ -107,7 +110,7 @@ impl Caller {
     pub(crate) fn call(&self, work: Work, tokens: &Tokens) -> Call {
         let user = tokens.user.clone();
         match work {
-            Work::SignOut | Work::Overload | Work::Memory => Call {
+            Work::SignOut | Work::SignOutKnown | Work::Overload | Work::Memory => Call {
                 request: self.request(&RPC_REVOKE_CURRENT, bearer(&tokens.access), &pb::RevokeCurrentRequest {}, None),
                 expected: Expected::SignedOut,
             },

@@ -1,17 +1,20 @@
 //! Verifies access tokens, in the server and in other services alike.
 //!
-//! A client sends the same token with every request until it expires. The signature is checked the first time; after that
-//! the token is found by its digest.
+//! A client sends the same token with every request until it expires. The signature is checked the first time, unless this
+//! process made it; after that the token is found by its digest.
 
 use std::fmt;
 use std::sync::Arc;
 
+use super::access::Claims;
 use super::access::Issuer;
 use super::fingerprint;
 use super::fingerprint_cache::Fingerprint;
 use super::fingerprint_cache::FingerprintCache;
 use super::keys::VerifyingKey;
+use super::unverified::LENGTH_MAX;
 use super::unverified::UnverifiedToken;
+use super::unverified::check;
 use super::verified::VerifiedToken;
 use super::verified::VerifyError;
 use crate::id::KeyId;
@@ -124,6 +127,18 @@ impl AccessVerifier {
         Ok((project, session))
     }
 
+    /// Caches a token that this process has just signed, as if it had verified: a signature takes longer to check than to make.
+    /// Does nothing if the token would not verify.
+    pub fn remember(&self, text: &str, claims: Claims, key: &VerifyingKey) {
+        if text.len() > LENGTH_MAX {
+            return;
+        }
+        let claims = check(claims, key.project(), &self.issuer);
+        if let Ok(token) = claims.and_then(|claims| VerifiedToken::new(claims, key.id())) {
+            self.verified.insert(fingerprint(text.as_bytes()), token);
+        }
+    }
+
     /// Parses a token without checking its signature: for a token that its issuer has confirmed, or to say what is wrong
     /// with one whose key is unknown. The result is not cached.
     ///
@@ -141,7 +156,6 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
-    use crate::token::access::Claims;
     use crate::token::access::tests::claims;
     use crate::token::access::tests::issuer;
     use crate::token::access::tests::key;
@@ -172,6 +186,35 @@ mod tests {
             assert_eq!(verify(&forged), Err(VerifyError::Unparsable));
             assert_eq!(verify(&forged), Err(VerifyError::Unparsable), "again");
             assert_eq!(find(&forged), None);
+        }
+    }
+
+    #[test]
+    fn a_token_that_was_signed_here_is_known_if_it_would_verify() {
+        let (key, elsewhere) = (key(), Issuer::new("https://evil.example"));
+        let long = serde_json::Map::from_iter([("long".to_owned(), "x".repeat(LENGTH_MAX).into())]);
+        for (signed, is_known) in [
+            (claims(), true),
+            (Claims { sub: String::new(), ..claims() }, false),
+            (Claims { sid: "none".into(), ..claims() }, false),
+            (Claims { aud: "other".into(), ..claims() }, false),
+            (Claims { iss: elsewhere.of("demo"), ..claims() }, false),
+            (Claims { epoch: [1 << 53, 0], ..claims() }, false),
+            (Claims { own: long, ..claims() }, false),
+        ] {
+            let verifier = AccessVerifier::new(issuer());
+            let text = key.sign(&signed).expect("signs");
+            let text = text.expose_secret();
+            verifier.remember(text, signed.clone(), key.verifying());
+            let verified = verifier.read(text).and_then(|candidate| verifier.verify(candidate, key.verifying()));
+            assert_eq!(verified.is_ok(), is_known, "only what verifies: {signed:?}");
+
+            let fresh = AccessVerifier::new(issuer());
+            let checked = fresh.read(text).and_then(|candidate| fresh.verify(candidate, key.verifying()));
+            assert_eq!(verified, checked, "with or without: {signed:?}");
+            let known = AccessVerifier::new(issuer());
+            known.remember(text, signed.clone(), key.verifying());
+            assert_eq!(matches!(known.read(text), Ok(Candidate::Verified(_))), is_known, "{signed:?}");
         }
     }
 
