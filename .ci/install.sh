@@ -147,6 +147,21 @@ called_minisign='minisign'
 has_minisign() { has minisign; }
 packages_of_minisign() { echo minisign; }
 
+# Runs the artefacts for the other architecture. `emulator MACHINE` names its program.
+emulator() {
+    if has "qemu-$1-static"; then echo "qemu-$1-static"; else echo "qemu-$1"; fi
+}
+called_emulator='qemu for programs of other machines'
+has_emulator() { has "$(emulator aarch64)" && has "$(emulator x86_64)"; }
+packages_of_emulator() {
+    case $(manager) in
+        apk) echo qemu-aarch64 qemu-x86_64 ;;
+        zypper) echo qemu-linux-user ;;
+        brew) ;;
+        *) echo qemu-user-static ;;
+    esac
+}
+
 # Reads and installs .rpm packages, for their check.
 called_rpm='rpm'
 has_rpm() { has rpm; }
