@@ -289,8 +289,12 @@ mod tests {
     #[test]
     fn reserved_deep_large_and_broken_claims_are_refused() {
         let deep = (0..9).fold(json!(1), |inner, _| json!([inner]));
-        for claims in [json!({"sub": "eve"}), json!({"x": "x".repeat(4_096)}), json!({"x": deep}), json!({"x": "\0"})] {
-            let claims = claims.as_object().expect("an object").clone();
+        // Text that is not JSON, under a name that makes the library read it as JSON.
+        let marked = serde_json::Map::from_iter([("$serde_json::private::RawValue".to_owned(), json!("rubbish"))]);
+        let nested = serde_json::Map::from_iter([("x".to_owned(), json!([marked.clone()]))]);
+        let broken = [json!({"sub": "eve"}), json!({"x": "x".repeat(4_096)}), json!({"x": deep}), json!({"x": "\0"})];
+        let broken = broken.iter().map(|claims| claims.as_object().expect("an object").clone());
+        for claims in broken.chain([marked, nested]) {
             assert_refused(CreateRequest { claims, ..request() }, "claims");
         }
     }

@@ -73,7 +73,8 @@ impl Violations {
     /// Checks claims: no reserved name, no NUL, the depth above, and at most `bytes_max` bytes as JSON.
     pub(super) fn claims(&mut self, claims: &serde_json::Map<String, serde_json::Value>, bytes_max: usize) {
         let reserved = claims.keys().any(|name| access::RESERVED_CLAIMS.contains(&name.as_str()));
-        self.check(!reserved, "claims", "must not use a reserved claim name");
+        let marked = claims.iter().any(|(name, value)| name.starts_with(MARK) || has_mark(value));
+        self.check(!reserved && !marked, "claims", "must not use a reserved claim name");
         let deep = claims.values().any(|value| depth(value) > CLAIMS_DEPTH_MAX);
         self.check(!deep, "claims", "must not be nested deeper than 8");
         let bytes = serde_json::to_vec(claims).map_or(usize::MAX, |json| json.len());
@@ -98,6 +99,19 @@ fn depth(value: &serde_json::Value) -> usize {
         Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
         Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
+
+/// How the names begin by which the JSON library marks values of its own. It would read a claim of such a name as something else,
+/// or not at all.
+const MARK: &str = "$serde_json::private::";
+
+fn has_mark(value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match value {
+        Value::Array(items) => items.iter().any(has_mark),
+        Value::Object(fields) => fields.iter().any(|(name, value)| name.starts_with(MARK) || has_mark(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
 }
 
