@@ -151,7 +151,7 @@ packages_of_minisign() { echo minisign; }
 emulator() {
     if has "qemu-$1-static"; then echo "qemu-$1-static"; else echo "qemu-$1"; fi
 }
-called_emulator='qemu for programs of other machines'
+called_emulator='the user emulation of qemu'
 has_emulator() { has "$(emulator aarch64)" && has "$(emulator x86_64)"; }
 packages_of_emulator() {
     case $(manager) in
