@@ -43,7 +43,7 @@ use crate::{
         ISSUER, PROJECT, REFRESH_GRACE, REFUSED_REFRESH, SEALING_KEY, Service, Wire, bearer, database::Database,
         eventually, header, options, refresh_token,
     },
-    verify::Route,
+    verify::{Route, genuine_claims},
 };
 
 const INSTANT: Duration = Duration::from_micros(1);
@@ -349,11 +349,18 @@ async fn no_token_under_a_revoked_signing_key_is_accepted_on_any_replica() {
     }
     let old = kid(&devices[0].access_token);
     for route in Route::ALL {
-        assert!(
-            service.verify(route, PROJECT, devices[0].bearer()).await.passes(),
-            "and its signature is known by now"
-        );
+        assert!(service.verify(route, PROJECT, devices[0].bearer()).await.passes(), "{route:?}");
     }
+    // This server knows the tokens that it issued. Those of another replica it has not seen.
+    let leaked = service.app.keys().snapshot().keyring.signing(old).expect("known").clone();
+    let elsewhere = |jti: &str| {
+        let claims = Claims { jti: jti.to_owned(), ..genuine_claims(&service, &devices[0].access_token) };
+        leaked.sign(&claims).expect("signs").expose_secret().to_owned()
+    };
+    for route in Route::ALL {
+        assert!(service.verify(route, PROJECT, bearer(&elsewhere("before"))).await.passes(), "{route:?}");
+    }
+    let unseen = elsewhere("after");
     let operator = service.operator();
     let revoked = operator.revoke_key(Purpose::Signing, demo(), old).await.expect("revokes");
     let KeyRevoked::Replaced(successor) = revoked else { panic!("{revoked:?}") };
@@ -362,8 +369,10 @@ async fn no_token_under_a_revoked_signing_key_is_accepted_on_any_replica() {
     eventually("the server knows", async || kids(&jwks(&service).await) == [successor].into()).await;
     assert_eq!(published(&service).await, [successor].into());
     for route in Route::ALL {
-        let outcome = service.verify(route, PROJECT, devices[0].bearer()).await;
-        assert_eq!(outcome.reason.as_deref(), Some(UNKNOWN_KEY), "{route:?}");
+        for token in [&devices[0].access_token, &unseen] {
+            let outcome = service.verify(route, PROJECT, bearer(token)).await;
+            assert_eq!(outcome.reason.as_deref(), Some(UNKNOWN_KEY), "{route:?}");
+        }
     }
     for (wire, device) in Wire::ALL.into_iter().zip(&mut devices) {
         assert_refused!(service.revoke_current(wire, bearer(&device.access_token)), UNKNOWN_KEY);

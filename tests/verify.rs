@@ -337,7 +337,7 @@ fn under_an_unknown_key(service: &Service, genuine: &str) -> String {
     key.sign(&claims).expect("signs").expose_secret().to_owned()
 }
 
-fn genuine_claims(service: &Service, token: &str) -> Claims {
+pub fn genuine_claims(service: &Service, token: &str) -> Claims {
     let presented = UnverifiedToken::parse(token).expect("genuine");
     let kid: KeyId = presented.key();
     let key = service.app.keys().snapshot().keyring.signing(kid).expect("known").clone();

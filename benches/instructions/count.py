@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,16 +32,18 @@ GROUPS = {
 class Server:
     """`sessiond dev` under valgrind."""
 
-    def __init__(self, binary: str, directory: pathlib.Path) -> None:
+    def __init__(self, binary: str, directory: pathlib.Path, port: int) -> None:
         self.counts = directory / "counts"
         data = directory / "data"
-        command = ["valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={self.counts}"]
-        command += [binary, "dev", "--listen", "127.0.0.1:0", "--data-dir", str(data), "--log", "error"]
+        command = ["valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={self.counts}.%p"]
+        command += [binary, "dev", "--listen", f"127.0.0.1:{port}", "--data-dir", str(data), "--log", "error"]
+        # That of an earlier server.
+        ready = data / "dev.env"
+        ready.unlink(missing_ok=True)
         # Valgrind knows not all system calls and says so; the server does without those.
         self.log = directory / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
-        ready = data / "dev.env"
         until = time.monotonic() + START_MAX_SECONDS
         while not ready.exists():
             if self.process.poll() is not None or time.monotonic() > until:
@@ -121,20 +124,24 @@ def measure(binary: str) -> dict[str, Counter]:
         directory = pathlib.Path(name)
         # Postgres of root runs as another user.
         directory.chmod(0o711)
-        server = Server(binary, directory)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        server = Server(binary, directory, port)
         try:
             known = server.create("ada")["access_token"]
-            sessions = iter([server.create(f"user-{n}") for n in range(2 * (FIRST + REQUESTS))])
+            sessions = iter([server.create(f"user-{n}") for n in range(3 * (FIRST + REQUESTS))])
             users = iter(f"new-{n}" for n in range(FIRST + REQUESTS))
             header = "x-refresh-token"
-            return {
+
+            def sign_out() -> object:
+                return server.ask("DELETE", "/auth/sessions/current", next(sessions)["access_token"])
+
+            counts = {
                 "verify, known token": server.count(lambda: server.ask("GET", "/projects/demo/auth/verify", known)),
                 "introspect, known token": server.count(
                     lambda: server.ask("POST", "/auth/tokens:introspect", server.key, {"token": known})
                 ),
-                "sign-out": server.count(
-                    lambda: server.ask("DELETE", "/auth/sessions/current", next(sessions)["access_token"])
-                ),
+                "sign-out, with a token that this server issued": server.count(sign_out),
                 "refresh": server.count(
                     lambda: server.ask(
                         "POST", "/auth/sessions/current/refresh", "", None, {header: next(sessions)["refresh_token"]}
@@ -142,6 +149,10 @@ def measure(binary: str) -> dict[str, Counter]:
                 ),
                 "create": server.count(lambda: server.create(next(users))),
             }
+            # Another process on the same database, as another replica is.
+            server.stop()
+            server = Server(binary, directory, port)
+            return counts | {"sign-out, with a token of another replica": server.count(sign_out)}
         finally:
             server.stop()
 

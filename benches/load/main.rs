@@ -118,8 +118,8 @@ struct Options {
 impl Options {
     fn includes(&self, work: Work) -> bool {
         if self.work.is_empty() {
-            let is_named = matches!(work, Work::SignOutKnown | Work::VerifyCookie | Work::Overload | Work::Memory);
-            !is_named && self.peer.is_empty()
+            let must_be_named = matches!(work, Work::SignOutKnown | Work::VerifyCookie | Work::Overload | Work::Memory);
+            !must_be_named && self.peer.is_empty()
         } else {
             self.work.contains(&work)
         }
@@ -228,7 +228,7 @@ async fn measure(options: &Options, stage: &mut Stage) -> Outcome<()> {
 
 /// What runs in turns.
 fn groups(options: &Options) -> Vec<Group> {
-    // What is in one row runs in turns, beside one baseline.
+    // The works of one group take turns, beside one baseline.
     let works: [&[Work]; 7] = [
         &[Work::SignOut, Work::SignOutKnown],
         &[Work::Refresh],

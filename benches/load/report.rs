@@ -162,7 +162,8 @@ impl Span {
     }
 }
 
-/// Refreshes sessions, so that the server itself has issued their access tokens. It remembers 16,384 of them.
+/// Refreshes sessions, so that the server itself has issued their access tokens: it caches up to 16,384 tokens. In the order of
+/// their issue.
 async fn reissued(stage: &mut Stage, tokens: Vec<Tokens>) -> Outcome<Vec<Tokens>> {
     let (addr, wire) = (stage.addr, Wire::Rest);
     let caller = Caller { addr, wire, server_key: stage.server_key.clone() };
@@ -180,8 +181,11 @@ async fn reissued(stage: &mut Stage, tokens: Vec<Tokens>) -> Outcome<Vec<Tokens>
         }
         Outcome::Ok(issued)
     };
-    let parts = tokens.chunks(tokens.len().div_ceil(REISSUERS).max(1)).map(refresh);
-    let issued = try_join_all(parts).await?.concat();
+    let mut issued = vec![];
+    for together in tokens.chunks(REISSUERS * 64) {
+        let parts = together.chunks(together.len().div_ceil(REISSUERS)).map(refresh);
+        issued.extend(try_join_all(parts).await?.concat());
+    }
     stage.sessions.acknowledged.refreshes += issued.len() as u64;
     Ok(issued)
 }
@@ -200,10 +204,14 @@ async fn measure(
             let caller = Caller { addr: stage.addr, wire, server_key: stage.server_key.clone() };
             if work.uses_up() {
                 let taken = stage.sessions.take(wanted.saturating_sub(materials.unused(work).len())).await?;
-                materials.unused(work).extend(match work {
-                    Work::SignOutKnown => reissued(stage, taken).await?,
-                    _ => taken,
-                });
+                match work {
+                    // The newest first: the server still knows them.
+                    Work::SignOutKnown => {
+                        let newest = reissued(stage, taken).await?.into_iter().rev();
+                        materials.issued.splice(0..0, newest);
+                    }
+                    _ => materials.unused.extend(taken),
+                }
             }
             let created = if work == Work::Create { stage.sessions.users(wanted) } else { vec![] };
             let (tokens, reuse) = match work {

@@ -24,7 +24,7 @@ use crate::sessions::Tokens;
 pub(crate) enum Work {
     /// Sign out; each request has its own token, as if another replica had issued it.
     SignOut,
-    /// The same with tokens that this server has issued, and so knows.
+    /// The same with tokens that this server has issued, and mostly still knows.
     SignOutKnown,
     /// Refresh a session for the first time; each request has its own token.
     Refresh,

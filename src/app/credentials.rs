@@ -32,7 +32,6 @@ use sessiond_core::token::keys::SigningKey;
 use sessiond_core::token::server_key::ServerKey;
 use sessiond_core::token::verified::VerifiedToken;
 use sessiond_core::token::verified::VerifyError;
-use sessiond_core::token::verifier::Candidate;
 
 /// An access token as it was presented. Has no `Debug`, so that it cannot reach a log.
 pub struct AccessToken(pub String);
@@ -413,13 +412,9 @@ impl App {
 
     /// Checks a token's signature by the keys of a snapshot, and nothing else.
     fn genuine_by(&self, snapshot: &Snapshot, text: &str) -> Result<VerifiedToken, VerifyError> {
-        match self.verifier.read(text)? {
-            Candidate::Verified(token) => Ok(token),
-            candidate @ Candidate::Unverified(..) => {
-                let key = self.known_key(snapshot, candidate.key())?;
-                self.verifier.verify(candidate, key.verifying())
-            }
-        }
+        let candidate = self.verifier.read(text)?;
+        let key = self.known_key(snapshot, candidate.key())?;
+        self.verifier.verify(candidate, key.verifying())
     }
 
     /// Checks that a user who is about to end other sessions has authenticated as the project requires, because an access

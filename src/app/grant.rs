@@ -49,9 +49,7 @@ impl App {
         let claims = self.claims_of(&session, default_claims(snapshot, &session), access_expires_at, now);
         let expires_in = i32::try_from(claims.exp - claims.iat).unwrap_or(i32::MAX);
         let key = snapshot.signs_for(&session.project, now)?;
-        let access_token = key.sign(&claims).map_err(super::KeyError::from)?;
-        // Its first request will come soon, and often to this replica.
-        self.verifier.remember(access_token.expose_secret(), claims, key.verifying());
+        let access_token = self.verifier.issue(key, claims).map_err(super::KeyError::from)?;
         let refresh_token = snapshot.refreshes_for(&session.project, now)?.mint(session.id, link, &secret);
         Ok(Grant { access_token, refresh_token, expires_in, session })
     }

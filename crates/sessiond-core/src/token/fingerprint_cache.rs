@@ -58,10 +58,17 @@ impl<V: Clone> FingerprintCache<V> {
     /// Inserts or replaces the value of this digest.
     pub fn insert(&self, digest: Fingerprint, value: V) {
         let (set, tag) = self.slot(&digest);
-        let way = set.way_for(tag, usize::from(digest[DIGEST_END]));
-        // A read between these two stores is a miss.
-        set.entries[way].store(Some(Arc::new(Entry { digest, value, was_used: AtomicBool::new(false) })));
-        set.tags[way].store(tag, Ordering::Relaxed);
+        let chance = usize::from(digest[DIGEST_END]);
+        let way = set.way_for(tag, chance).unwrap_or_else(|| set.way_of_used(chance));
+        set.store(way, tag, digest, value);
+    }
+
+    /// The same for a value that may never be read: it evicts none that was read recently.
+    pub fn insert_unless_full(&self, digest: Fingerprint, value: V) {
+        let (set, tag) = self.slot(&digest);
+        if let Some(way) = set.way_for(tag, usize::from(digest[DIGEST_END])) {
+            set.store(way, tag, digest, value);
+        }
     }
 
     fn slot(&self, digest: &Fingerprint) -> (&Set<V>, u64) {
@@ -76,22 +83,30 @@ const DIGEST_END: usize = 31;
 
 impl<V> Set<V> {
     /// The slot to insert at: the digest's present one, an empty one, or that of an entry that was not read recently.
-    fn way_for(&self, tag: u64, chance: usize) -> usize {
+    fn way_for(&self, tag: u64, chance: usize) -> Option<usize> {
         let with = |wanted: u64| (0..WAYS).find(|way| self.tags[*way].load(Ordering::Relaxed) == wanted);
         let unused = || {
             (0..WAYS).map(|step| (chance + step) % WAYS).find(|way| {
                 self.entries[*way].load().as_ref().is_none_or(|entry| !entry.was_used.load(Ordering::Relaxed))
             })
         };
-        with(tag).or_else(|| with(0)).or_else(unused).unwrap_or_else(|| {
-            // All were read recently: evict a random one, and clear the marks of all.
-            for entry in &self.entries {
-                if let Some(entry) = entry.load().as_ref() {
-                    entry.was_used.store(false, Ordering::Relaxed);
-                }
+        with(tag).or_else(|| with(0)).or_else(unused)
+    }
+
+    /// The slot of a random entry, where all were read recently. Clears the marks of all.
+    fn way_of_used(&self, chance: usize) -> usize {
+        for entry in &self.entries {
+            if let Some(entry) = entry.load().as_ref() {
+                entry.was_used.store(false, Ordering::Relaxed);
             }
-            chance % WAYS
-        })
+        }
+        chance % WAYS
+    }
+
+    fn store(&self, way: usize, tag: u64, digest: Fingerprint, value: V) {
+        // A read between these two stores is a miss.
+        self.entries[way].store(Some(Arc::new(Entry { digest, value, was_used: AtomicBool::new(false) })));
+        self.tags[way].store(tag, Ordering::Relaxed);
     }
 }
 
@@ -138,6 +153,18 @@ mod tests {
             assert_eq!(cache.find(&digest(0)), Some(0), "after {newcomer}");
             cache.insert(digest(newcomer), newcomer);
         }
+    }
+
+    #[test]
+    fn what_may_never_be_read_takes_no_place_of_what_is() {
+        let cache = FingerprintCache::new(WAYS);
+        (0..WAYS).for_each(|number| cache.insert_unless_full(digest(number), number));
+        let read = || (0..WAYS).filter(|number| cache.find(&digest(*number)) == Some(*number)).count();
+        assert_eq!(read(), WAYS, "while there is room, and all are read now");
+        (WAYS..1_000).for_each(|number| cache.insert_unless_full(digest(number), number));
+        assert_eq!(read(), WAYS);
+        cache.insert(digest(1_000), 1_000);
+        assert_eq!(read(), WAYS - 1);
     }
 
     /// Concurrent reads and writes never return the value of another text.

@@ -27,7 +27,7 @@ pub struct MalformedKey;
 
 /// An ES256 key pair of one project.
 pub struct SigningKey {
-    /// Parsed once, because the library checks it against the public half, which takes as long as a signature.
+    /// Parsed once: parsing checks it against the public half, which takes as long as a signature.
     private: EcdsaKeyPair,
     verifying: VerifyingKey,
 }

@@ -1,16 +1,22 @@
 //! Verifies access tokens, in the server and in other services alike.
 //!
-//! A client sends the same token with every request until it expires. The signature is checked the first time, unless this
-//! process made it; after that the token is found by its digest.
+//! A client sends the same token with every request until it expires. Its signature is checked the first time, unless this
+//! process issued the token; after that the token is found by its digest.
 
 use std::fmt;
 use std::sync::Arc;
 
+use secrecy::ExposeSecret as _;
+use secrecy::SecretString;
+
 use super::access::Claims;
 use super::access::Issuer;
+use super::access::RESERVED_CLAIMS;
 use super::fingerprint;
 use super::fingerprint_cache::Fingerprint;
 use super::fingerprint_cache::FingerprintCache;
+use super::jws::SignError;
+use super::keys::SigningKey;
 use super::keys::VerifyingKey;
 use super::unverified::LENGTH_MAX;
 use super::unverified::UnverifiedToken;
@@ -21,11 +27,11 @@ use crate::id::KeyId;
 use crate::id::ProjectId;
 use crate::id::SessionId;
 
-/// How many verified tokens are cached: about 30 MB. The least recently used are evicted.
+/// At most how many tokens are cached: about 30 MB. Those that were not used lately are evicted first.
 pub const TOKENS_MAX: usize = 16_384;
 
-/// Verifies the signature, the issuer and the audience of access tokens, and caches those that verified. Cheap to
-/// clone; clones share state.
+/// Verifies the signature, the issuer and the audience of access tokens, and caches those that verified or were
+/// issued here. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub struct AccessVerifier {
     issuer: Issuer,
@@ -34,7 +40,7 @@ pub struct AccessVerifier {
 
 /// A parsed token that names its key; see [`AccessVerifier::read`].
 pub enum Candidate<'a> {
-    /// It verified before.
+    /// It verified before, or was issued here.
     Verified(VerifiedToken),
     /// Only its header was parsed.
     Unverified(UnverifiedToken<'a>, Fingerprint),
@@ -74,7 +80,7 @@ impl AccessVerifier {
         Self { issuer, verified: Arc::new(FingerprintCache::new(tokens_max)) }
     }
 
-    /// Looks the token up among those that verified before; if it is new, reads its header.
+    /// Looks the token up in the cache; if it is not there, reads its header.
     ///
     /// # Errors
     ///
@@ -127,16 +133,24 @@ impl AccessVerifier {
         Ok((project, session))
     }
 
-    /// Caches a token that this process has just signed, as if it had verified: a signature takes longer to check than to make.
-    /// Does nothing if the token would not verify.
-    pub fn remember(&self, text: &str, claims: Claims, key: &VerifyingKey) {
-        if text.len() > LENGTH_MAX {
-            return;
+    /// Signs the claims of an access token, and caches the token as one that verified: a signature takes longer to check than to
+    /// make. A token that would not verify is not cached.
+    ///
+    /// # Errors
+    ///
+    /// See [`SignError`].
+    pub fn issue(&self, key: &SigningKey, claims: Claims) -> Result<SecretString, SignError> {
+        let token = key.sign(&claims)?;
+        let text = token.expose_secret();
+        // Two members of one name are refused by whoever parses the token.
+        let is_ambiguous = claims.own.keys().any(|name| RESERVED_CLAIMS.contains(&name.as_str()));
+        if text.len() <= LENGTH_MAX && !is_ambiguous {
+            let claims = check(claims, key.project(), &self.issuer);
+            if let Ok(verified) = claims.and_then(|claims| VerifiedToken::new(claims, key.id())) {
+                self.verified.insert_unless_full(fingerprint(text.as_bytes()), verified);
+            }
         }
-        let claims = check(claims, key.project(), &self.issuer);
-        if let Ok(token) = claims.and_then(|claims| VerifiedToken::new(claims, key.id())) {
-            self.verified.insert(fingerprint(text.as_bytes()), token);
-        }
+        Ok(token)
     }
 
     /// Parses a token without checking its signature: for a token that its issuer has confirmed, or to say what is wrong
@@ -153,9 +167,10 @@ impl AccessVerifier {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret as _;
+    use serde_json::json;
 
     use super::*;
+    use crate::token::access::Actor;
     use crate::token::access::tests::claims;
     use crate::token::access::tests::issuer;
     use crate::token::access::tests::key;
@@ -190,31 +205,37 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_was_signed_here_is_known_if_it_would_verify() {
+    fn a_token_that_was_issued_here_is_cached_if_it_would_verify() {
         let (key, elsewhere) = (key(), Issuer::new("https://evil.example"));
-        let long = serde_json::Map::from_iter([("long".to_owned(), "x".repeat(LENGTH_MAX).into())]);
-        for (signed, is_known) in [
+        let own = |own: serde_json::Value| own.as_object().expect("an object").clone();
+        let full = Claims {
+            auth_time: Some(900),
+            acr: Some("urn:example:mfa".into()),
+            amr: vec!["pwd".into(), "otp".into()],
+            act: Some(Actor { sub: "support".into() }),
+            session_epoch: 2,
+            own: own(json!({"number": 51.248_178_375_505_404, "nested": {"list": [1, -0.0, null, "a\u{2028}"]}})),
+            ..claims()
+        };
+        for (issued, is_cached) in [
             (claims(), true),
+            (full, true),
             (Claims { sub: String::new(), ..claims() }, false),
             (Claims { sid: "none".into(), ..claims() }, false),
             (Claims { aud: "other".into(), ..claims() }, false),
             (Claims { iss: elsewhere.of("demo"), ..claims() }, false),
             (Claims { epoch: [1 << 53, 0], ..claims() }, false),
-            (Claims { own: long, ..claims() }, false),
+            (Claims { own: own(json!({"scope": "all", "sub": "eve"})), ..claims() }, false),
+            (Claims { own: own(json!({"long": "x".repeat(LENGTH_MAX)})), ..claims() }, false),
         ] {
-            let verifier = AccessVerifier::new(issuer());
-            let text = key.sign(&signed).expect("signs");
-            let text = text.expose_secret();
-            verifier.remember(text, signed.clone(), key.verifying());
-            let verified = verifier.read(text).and_then(|candidate| verifier.verify(candidate, key.verifying()));
-            assert_eq!(verified.is_ok(), is_known, "only what verifies: {signed:?}");
-
-            let fresh = AccessVerifier::new(issuer());
-            let checked = fresh.read(text).and_then(|candidate| fresh.verify(candidate, key.verifying()));
-            assert_eq!(verified, checked, "with or without: {signed:?}");
-            let known = AccessVerifier::new(issuer());
-            known.remember(text, signed.clone(), key.verifying());
-            assert_eq!(matches!(known.read(text), Ok(Candidate::Verified(_))), is_known, "{signed:?}");
+            let (here, there) = (AccessVerifier::new(issuer()), AccessVerifier::new(issuer()));
+            let token = here.issue(&key, issued.clone()).expect("signs");
+            let text = token.expose_secret();
+            assert_eq!(matches!(here.read(text), Ok(Candidate::Verified(_))), is_cached, "{issued:?}");
+            let verify = |verifier: &AccessVerifier| verifier.verify(verifier.read(text)?, key.verifying());
+            let verified = verify(&there);
+            assert_eq!(verified.is_ok(), is_cached, "{issued:?}");
+            assert_eq!(verify(&here), verified, "the same as for one who checks it: {issued:?}");
         }
     }
 
