@@ -73,18 +73,17 @@ impl Violations {
     /// Checks claims: no reserved name, no NUL, the depth above, and at most `bytes_max` bytes as JSON.
     pub(super) fn claims(&mut self, claims: &serde_json::Map<String, serde_json::Value>, bytes_max: usize) {
         let reserved = claims.keys().any(|name| access::RESERVED_CLAIMS.contains(&name.as_str()));
-        let marked = claims.iter().any(|(name, value)| name.starts_with(MARK) || has_mark(value));
+        let is_mark = |name: &str| name.starts_with(MARK);
+        let marked = claims.iter().any(|(name, value)| is_mark(name) || any(value, is_mark, |_| false));
         self.check(!reserved && !marked, "claims", "must not use a reserved claim name");
         let deep = claims.values().any(|value| depth(value) > CLAIMS_DEPTH_MAX);
         self.check(!deep, "claims", "must not be nested deeper than 8");
         let bytes = serde_json::to_vec(claims).map_or(usize::MAX, |json| json.len());
         self.check(bytes <= bytes_max, "claims", "must be at most 4096 bytes as JSON");
         // Postgres cannot store NUL in text.
-        self.check(
-            !claims.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
-            "claims",
-            "must not hold a NUL character",
-        );
+        let has_nul = |text: &str| text.contains('\0');
+        let broken = claims.iter().any(|(name, value)| has_nul(name) || any(value, has_nul, has_nul));
+        self.check(!broken, "claims", "must not hold a NUL character");
     }
 }
 
@@ -106,21 +105,13 @@ fn depth(value: &serde_json::Value) -> usize {
 /// or not at all.
 const MARK: &str = "$serde_json::private::";
 
-fn has_mark(value: &serde_json::Value) -> bool {
+/// Whether a name in a value, or a text, has a property.
+fn any(value: &serde_json::Value, name_has: fn(&str) -> bool, text_has: fn(&str) -> bool) -> bool {
     use serde_json::Value;
     match value {
-        Value::Array(items) => items.iter().any(has_mark),
-        Value::Object(fields) => fields.iter().any(|(name, value)| name.starts_with(MARK) || has_mark(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
-    }
-}
-
-fn has_nul(value: &serde_json::Value) -> bool {
-    use serde_json::Value;
-    match value {
-        Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
-        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(|item| any(item, name_has, text_has)),
+        Value::Object(fields) => fields.iter().any(|(name, value)| name_has(name) || any(value, name_has, text_has)),
+        Value::String(text) => text_has(text),
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
