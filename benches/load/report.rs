@@ -25,7 +25,6 @@ use crate::sessions::Tokens;
 use crate::stage::Stage;
 use crate::work::Call;
 use crate::work::Caller;
-use crate::work::Repeats;
 use crate::work::Work;
 
 /// How many tokens the server has seen, where it must have seen them.
@@ -172,10 +171,8 @@ async fn reissued(stage: &mut Stage, tokens: Vec<Tokens>) -> Outcome<Vec<Tokens>
         let mut issued = vec![];
         for tokens in part {
             let call = caller.call(Work::Refresh, tokens);
-            let (headers, body) =
-                connection.call(call.request).await?.map_err(|refused| format!("refused: {}", refused.text))?;
-            call.expected.check(wire, &headers, &body, Repeats::Never)?;
-            let answer: Value = serde_json::from_slice(&body)?;
+            let answer = connection.call(call.request.clone()).await?;
+            let answer: Value = serde_json::from_slice(&call.check(wire, answer)?)?;
             let access = answer["access_token"].as_str().ok_or("a token")?.to_owned();
             issued.push(Tokens { access, ..tokens.clone() });
         }

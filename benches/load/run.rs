@@ -15,7 +15,6 @@ use crate::Outcome;
 use crate::client::Connection;
 use crate::client::Wire;
 use crate::work::Call;
-use crate::work::Repeats;
 
 /// Each has its own runtime, so no work moves between them. pgbench gets as many.
 pub(crate) const THREADS: usize = 2;
@@ -129,8 +128,7 @@ async fn one_client(mut connection: Connection, wire: Wire, supply: &Supply<'_>,
         let done = Instant::now();
         micros.push(u32::try_from((done - now).as_micros())?);
         now = done;
-        let (headers, body) = answer.map_err(|refused| format!("refused: {}", refused.text))?;
-        call.expected.check(wire, &headers, &body, Repeats::Never)?;
+        call.check(wire, answer)?;
     }
     Ok(micros)
 }

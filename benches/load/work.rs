@@ -15,6 +15,7 @@ use serde_json::json;
 use sessiond::pb;
 
 use crate::Outcome;
+use crate::client::Answer;
 use crate::client::Wire;
 use crate::null;
 use crate::sessions::Tokens;
@@ -95,6 +96,19 @@ pub(crate) enum Expected {
 pub(crate) struct Call {
     pub(crate) request: Request<Full<Bytes>>,
     pub(crate) expected: Expected,
+}
+
+impl Call {
+    /// Checks an answer that must not say that anything had been done before, and returns its body.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the refusal, or with the answer.
+    pub(crate) fn check(&self, wire: Wire, answer: Answer) -> Outcome<Bytes> {
+        let (headers, body) = answer.map_err(|refused| format!("refused: {}", refused.text))?;
+        self.expected.check(wire, &headers, &body, Repeats::Never)?;
+        Ok(body)
+    }
 }
 
 /// Writes the requests to one server.

@@ -1,5 +1,4 @@
-//! Tokens and their keys. The only module that uses cryptography; depends on neither the rules of sessions nor
-//! the database.
+//! Tokens and their keys. The only module that uses cryptography; depends on neither the rules of sessions nor the database.
 //!
 //! | token | verified by | authenticated by |
 //! |---|---|---|
