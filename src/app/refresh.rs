@@ -341,13 +341,13 @@ async fn rotate(
     }
 }
 
-/// Extends the session's life by the refresh.
 /// Whether a snapshot has the key of a refresh token, and its project.
 pub(super) fn knows(presented: &RefreshToken) -> impl Fn(&Snapshot) -> bool {
     let key = presented.key();
     move |snapshot| snapshot.keyring.refresh(key).is_some_and(|key| snapshot.policy(key.project()).is_some())
 }
 
+/// Extends the session's life by the refresh, and adds it to what is to be stored.
 fn record(
     rotations: &mut SessionRotations,
     stored: StoredSession,
