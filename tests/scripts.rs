@@ -163,7 +163,12 @@ fn released(name: &str) -> PathBuf {
         ("deploy/helm/sessiond/Chart.yaml", "version: 1.2.0\nappVersion: 1.2.0\n"),
         ("deploy/kubernetes/base/kustomization.yaml", "    newTag: 1.2.0\n"),
         ("deploy/kubernetes/migrate/kustomization.yaml", "    newTag: 1.2.0\n"),
-        ("clients/typescript/packages/client/package.json", "{\n  \"version\": \"1.2.0\",\n}\n"),
+        (
+            "clients/typescript/packages/react/package.json",
+            "{\n  \"version\": \"1.2.0\",\n  \"dependencies\": {\n    \"@sessiond/client\": \"1.2.0\"\n  }\n}\n",
+        ),
+        ("clients/python/pyproject.toml", "[project]\nversion = \"1.2.0\"\n"),
+        ("docs/operating/install.md", "dpkg -i sessiond_1.2.0-1_amd64.deb; docker run sessiond:1.2.0\n"),
         ("compose.yaml", "  image: sessiond:1.2.0\n"),
         ("crates/core/CHANGELOG.md", "## [1.2.0] - 2026-01-05\n"),
         (
@@ -214,12 +219,25 @@ fn a_release_is_of_one_version() {
     assert!(!wrong_tag.status.success(), "{said}");
     assert_eq!(said, "the tag v1.2.1: 1.2.1, and Cargo.toml has 1.2.0\n");
 
-    fs::write(root.join("compose.yaml"), "  image: sessiond:1.1.0\n").expect("writes");
-    fs::write(root.join("crates/core/CHANGELOG.md"), "## [1.2.0] - unreleased\n").expect("writes");
+    for (file, text) in [
+        (
+            "clients/typescript/packages/react/package.json",
+            "  \"version\": \"1.2.0\",\n    \"@sessiond/client\": \"1.1.0\",\n",
+        ),
+        ("clients/python/pyproject.toml", "version = \"1.1.0\"\n"),
+        ("docs/operating/install.md", "dpkg -i sessiond_1.1.0-1_amd64.deb; docker run sessiond:1.2.0\n"),
+        ("compose.yaml", "  image: sessiond:1.1.0\n"),
+        ("crates/core/CHANGELOG.md", "## [1.2.0] - unreleased\n"),
+    ] {
+        fs::write(root.join(file), text).expect("writes");
+    }
     let wrong = release(&root, &["check", "v1.2.0"]);
     let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
     assert!(!wrong.status.success(), "{said}");
-    let expected = "compose.yaml: 1.1.0, and Cargo.toml has 1.2.0\n\
+    let expected = "clients/typescript/packages/react/package.json, a dependency: 1.1.0, and Cargo.toml has 1.2.0\n\
+                    clients/python/pyproject.toml: 1.1.0, and Cargo.toml has 1.2.0\n\
+                    docs/operating/install.md: 1.1.0, and Cargo.toml has 1.2.0\n\
+                    compose.yaml: 1.1.0, and Cargo.toml has 1.2.0\n\
                     crates/core/CHANGELOG.md: no date in \"## [1.2.0] - unreleased\"\n";
     assert_eq!(said, expected);
     let _ = fs::remove_dir_all(root);

@@ -1,5 +1,5 @@
 """Shows that each alert fires: starts servers and Prometheus, causes what the alert is about, and waits until it fires. Prints each
-alert's summary. Fails if one does not fire, or if one names the healthy server. Takes about three minutes. Needs Prometheus, psql, and
+alert's summary. Fails if one does not fire, if one names the healthy server, or if the faults leave no trace on the dashboard. Takes about three minutes. Needs Prometheus, psql, and
 prlimit and setpriv of util-linux.
 
     alerts.py target/debug/sessiond
@@ -16,6 +16,8 @@ import os
 import pathlib
 import re
 import shutil
+import signal
+import socket as net
 import ssl
 import subprocess
 import sys
@@ -24,7 +26,7 @@ import time
 import urllib.parse
 import urllib.request
 
-from dashboard import HERE, Collector, ThreadingHTTPServer, eventually, free_port, run_check
+from dashboard import HERE, NOT_CAUSED, Collector, ThreadingHTTPServer, eventually, free_port, only_on_faults, run_check
 
 SHORTER = [
     (r"^(\s+for:) \w+$", r"\1 2s"),
@@ -258,9 +260,11 @@ def check(sessiond, directory, started):
     (directory / "prometheus.yaml").write_text(json.dumps(config))
     port = free_port()
     prometheus = ["prometheus", f"--config.file={directory}/prometheus.yaml", f"--storage.tsdb.path={directory}/prometheus"]
-    start([*prometheus, f"--web.listen-address=127.0.0.1:{port}"])
+    prometheus_server = start([*prometheus, f"--web.listen-address=127.0.0.1:{port}"])
 
-    began, fired = time.monotonic(), {}
+    missing = []
+    # The values of all labels of each alert that fired, and its summaries.
+    began, began_at, fired = time.monotonic(), time.time(), {}
 
     def firing():
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/alerts", timeout=10) as answer:
@@ -271,29 +275,41 @@ def check(sessiond, directory, started):
                 continue
             if labels.get("instance") == "healthy":
                 sys.exit(f"fires for the healthy server: {alert}")
-            name = labels["alertname"]
-            if name not in fired:
-                fired[name] = alert["annotations"]["summary"]
-                print(f"{time.monotonic() - began:4.0f} s  {name}: {fired[name]}", flush=True)
+            name, values = labels["alertname"], fired.setdefault(labels["alertname"], set())
+            summary = alert["annotations"]["summary"]
+            if not values >= {*labels.values()}:
+                print(f"{time.monotonic() - began:4.0f} s  {name}: {summary}", flush=True)
+            values |= {*labels.values(), summary}
+
+    def has_fired(expected):
+        name, _, value = expected.partition(" ")
+        return value in fired[name] if value and name in fired else name in fired
 
     def fires(seconds, *expected):
+        """Waits for alerts, each given by its name, or by its name and the value of a label, or its summary, if it fired before by
+        another cause."""
         until = time.monotonic() + seconds
-        while any(name not in fired for name in expected) and time.monotonic() < until:
+        while not all(map(has_fired, expected)) and time.monotonic() < until:
             time.sleep(1)
             firing()
             healthy.in_and_out()
+        missing.extend(one for one in expected if not has_fired(one))
 
-    def ask(path):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/{path}", timeout=10) as answer:
+    def ask(path, **parameters):
+        url = f"http://127.0.0.1:{port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
             return json.loads(answer.read())["data"]
 
-    eventually("Prometheus scrapes all", lambda: len(ask("query?query=up%20%3D%3D%201")["result"]) == 4)
+    eventually("Prometheus scrapes all", lambda: len(ask("query", query="up == 1")["result"]) == 4)
     at_far, at_tight = (lambda: Caller(f"http://127.0.0.1:{far_port}", key)), (lambda: Caller(f"https://localhost:{tight_port}", key))
     at_tight().in_and_out()
 
     def forge(caller):
         caller.send("GET", "/projects/shop/auth/verify", "forged")
         caller.send("POST", "/auth/sessions", f"{key[:-1]}{'a' if key[-1] != 'a' else 'b'}", {"user_id": "ada"})
+        # Without TLS.
+        with net.create_connection(("127.0.0.1", tight_port)) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
         time.sleep(0.02)
 
     loads = [
@@ -315,32 +331,49 @@ def check(sessiond, directory, started):
     sql("UPDATE backchannel_deliveries SET queued_at = queued_at - interval '2 days', due_at = now() WHERE due_at IS NOT NULL")
     fires(60, "SessiondBackchannelDead")
 
-    # Nothing can be written to the table for a while.
+    # Nothing can be read from the table for a while.
+    token = eventually("a sign-in", lambda: at_tight().sign_in())["access_token"]
     locking = start(["psql", "-qAtX", "-c", "BEGIN; LOCK TABLE sessions; SELECT pg_sleep(30)", url])
-    # One that is refused comes again, but not at once.
-    waiting = Load(24, at_tight, lambda caller: caller.sign_in() or time.sleep(0.3))
-    fires(60, "SessiondOverloaded", "SessiondErrors")
+    # One that is refused comes again, but not at once. Nobody has listed sessions before.
+    waiting = Load(24, at_tight, lambda caller: caller.send("GET", "/auth/sessions", token) or time.sleep(0.3))
+    fires(60, "SessiondOverloaded", "SessiondErrors sessiond.v1.SessionService/ListSessions")
     locking.terminate()
     waiting.stop()
 
     (directory / "cert.pem").write_text("rubbish")
-    with urllib.request.urlopen(f"http://127.0.0.1:{far_metrics}/metrics", timeout=10) as answer:
-        page = answer.read().decode()
-    proxy.cut()
-    fires(60, "SessiondTlsFilesRejected", "SessiondNotReady", "SessiondFeedOld")
+    fires(60, "SessiondTlsFilesRejected")
     tight_server.kill()
-    fires(60, "SessiondDown")
+    fires(60, "SessiondDown tight")
+    crowded_proxy.cut()
+    fires(60, "SessiondNotReady crowded", "SessiondFeedOld crowded")
+    crowded_proxy.is_cut = False
     # It keeps a thread that looked up an address for ten seconds.
     threads, fewest = pathlib.Path(f"/proc/{crowded_server.pid}/task"), len(os.sched_getaffinity(0)) + 2
     eventually("the server has no thread to spare", lambda: len(list(threads.iterdir())) <= fewest)
     subprocess.run([*NOT_ROOT, "prlimit", f"--pid={crowded_server.pid}", "--nproc=1:"], check=True)
     crowded_proxy.cut()
     fires(60, "SessiondTaskRestarts")
+    with urllib.request.urlopen(f"http://127.0.0.1:{far_metrics}/metrics", timeout=10) as answer:
+        page = answer.read().decode()
 
-    missing = [name for name in names if name not in fired]
+    # As if all replicas were gone from the configuration.
+    none = [{**job, "static_configs": []} for job in jobs]
+    (directory / "prometheus.yaml").write_text(json.dumps({**config, "scrape_configs": none}))
+    prometheus_server.send_signal(signal.SIGHUP)
+    fires(60, "SessiondDown no replica is scraped")
+
+    # The dashboard's queries that have no data on a healthy server.
+    for panel, query, reason in only_on_faults():
+        answer = ask("query_range", query=query, start=began_at, end=time.time(), step=2)
+        if not answer["result"]:
+            print(f"no data in the dashboard's {panel}: {reason}")
+            if reason not in NOT_CAUSED:
+                missing.append(panel)
+
+    missing += [name for name in names if name not in fired]
     print(f"{len(fired)} of {len(names)} alerts fired in {time.monotonic() - began:.0f} s")
     if missing:
-        print(f"did not fire: {', '.join(missing)}; see {directory}")
+        print(f"missing: {', '.join(missing)}; see {directory}")
         (directory / "kept").touch()
         (directory / "metrics").write_text(page)
         sys.exit(1)

@@ -55,7 +55,9 @@ ports:
   - { name: metrics, containerPort: 9464 }
 livenessProbe:
   httpGet: { path: /healthz, port: api }
+  periodSeconds: 10
   timeoutSeconds: 3
+  failureThreshold: 3
 readinessProbe:
   httpGet: { path: /readyz, port: api }
   periodSeconds: 2
