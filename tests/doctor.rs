@@ -185,6 +185,25 @@ async fn properties_of_tables_that_break_the_service_are_named() {
     examine(&database).says("connections", "warning", &["of 12 are left", "max_connections"]);
 }
 
+/// As if such an extension were installed: none is packaged with Postgres.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_writers_of_the_tables_are_named() {
+    let database = Database::create().await;
+    database
+        .run(
+            "INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)
+             SELECT 4000000000, 'spock', extowner, extnamespace, false, '5' FROM pg_extension WHERE extname = 'plpgsql'",
+        )
+        .await;
+    examine(&database).says("tables", "warning", &["extensions for several writers: spock", "to one server"]);
+    database
+        .run(
+            "INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate) VALUES (4000000000, 'sessions'::regclass, 'r')",
+        )
+        .await;
+    examine(&database).says("tables", "failed", &["a subscription writes to sessions", "drop the subscription"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pooler_in_between_is_named() {
     let database = Database::create().await;

@@ -147,6 +147,22 @@ async fn a_replaced_certificate_is_used_without_a_failed_request() {
             Ok::<_, String>(())
         }));
     }
+    let (h2_authority, h2_stop, over_h2) = (Arc::clone(&authority), Arc::clone(&stop), Arc::<AtomicUsize>::default());
+    let done = Arc::clone(&over_h2);
+    clients.push(tokio::spawn(async move {
+        let mut connection = h2_authority.open_h2(addr).await?;
+        while !h2_stop.load(Ordering::Relaxed) {
+            let request = Request::get("https://localhost/healthz").body(Empty::<Bytes>::new()).expect("a request");
+            let answer = connection.send_request(request).await.map_err(|error| error.to_string())?;
+            if answer.status() != StatusCode::OK {
+                return Err(answer.status().to_string());
+            }
+            answer.into_body().collect().await.map_err(|error| error.to_string())?;
+            done.fetch_add(1, Ordering::Relaxed);
+            sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }));
     for _ in 0..2 {
         let (authority, stop, done) = (Arc::clone(&authority), Arc::clone(&stop), Arc::clone(&connecting));
         clients.push(tokio::spawn(async move {
@@ -164,12 +180,15 @@ async fn a_replaced_certificate_is_used_without_a_failed_request() {
         eventually("is presented", async || authority.get(addr, "/healthz").await == Ok(issued.clone())).await;
     }
     let took = began.elapsed().as_secs_f64();
-    let [open, new] = [&steady, &connecting].map(|done| done.load(Ordering::Relaxed));
+    let [open, h2, new] = [&steady, &over_h2, &connecting].map(|done| done.load(Ordering::Relaxed));
     println!(
-        "{REPLACEMENTS} replacements in {took:.1} s: {open} requests on open connections ({:.0}/s), {new} on new ones ({:.0}/s)",
+        "{REPLACEMENTS} replacements in {took:.1} s: {open} requests on open connections ({:.0}/s), {h2} on one with HTTP/2, {new} on \
+         new ones ({:.0}/s)",
         open as f64 / took,
         new as f64 / took
     );
+    // A thousand a second are sent. How many of them are answered in time depends on the machine.
+    assert!(open as f64 / took >= 500.0 && h2 > 0 && new > 0, "too little load: {open}, {h2} and {new} in {took:.1} s");
     let present = authority.get(serving.addr, "/healthz").await.expect("serves");
     let warnings = || text(&log).lines().filter(|line| line.contains("was not replaced")).count();
     for (file, rubbish, says) in [

@@ -11,7 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
     date_time_ymd,
@@ -130,6 +131,15 @@ impl Authority {
     pub async fn open(&self, addr: SocketAddr) -> Result<SendRequest<Empty<Bytes>>, String> {
         let (tls, _) = self.connect(addr).await?;
         let opened = http1::handshake(TokioIo::new(tls)).await;
+        let (sender, connection) = opened.map_err(|error| format!("handshake: {error}"))?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    /// Opens a connection for many requests over HTTP/2.
+    pub async fn open_h2(&self, addr: SocketAddr) -> Result<http2::SendRequest<Empty<Bytes>>, String> {
+        let (tls, _) = self.connect(addr).await?;
+        let opened = http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await;
         let (sender, connection) = opened.map_err(|error| format!("handshake: {error}"))?;
         tokio::spawn(connection);
         Ok(sender)
