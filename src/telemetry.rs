@@ -67,7 +67,7 @@ impl Wire {
             Self::GrpcWeb => "grpc-web",
             Self::Rest => "rest",
             Self::OAuth => "oauth",
-            Self::StackAuth => "seed",
+            Self::StackAuth => "stack-auth",
         }
     }
 }

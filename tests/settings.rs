@@ -4,7 +4,9 @@
 use std::{collections::BTreeMap, fs, process::Output};
 
 use crate::binary::{Dir, sessiond};
-use crate::harness::SEALING_KEY;
+use crate::harness::database::fresh_dir;
+use crate::harness::serving::Installed;
+use crate::harness::{SEALING_KEY, eventually};
 
 /// The flag of each environment variable of a command, from its help.
 fn variables(command: &[&str]) -> BTreeMap<String, String> {
@@ -241,4 +243,16 @@ fn secrets_come_from_files_and_not_from_the_command_line() {
         // clap repeats an unknown argument, and not its value.
         assert!(!printed.contains("hunter2") && !printed.contains(SEALING_KEY), "{args:?}: {printed}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_in_the_environment_is_warned_of() {
+    let (installed, dir) = (Installed::new().await, fresh_dir("secrets"));
+    fs::create_dir(&dir).expect("creates");
+    let _serving = installed.serve(&[], &[], fs::File::create(dir.join("log")).expect("creates")).await;
+    let log = || fs::read_to_string(dir.join("log")).expect("reads");
+    eventually("says that it is ready", async || log().contains("INFO ready")).await;
+    let log = log();
+    assert!(log.contains("prefer --sealing-key-file") && log.contains("variables=\"SESSIOND_SEALING_KEY\""), "{log}");
+    assert!(!log.contains(SEALING_KEY), "{log}");
 }

@@ -1008,7 +1008,8 @@ async fn the_same_rate_limits_apply() {
     assert_success(&ask(&service, Method::DELETE, CURRENT, &pairs, "{}").await, "with nothing left");
     assert!(!phone.is_signed_in().await);
 
-    let line = r#"sessiond_requests_total{rpc="sessiond.v1.SessionService/RevokeCurrent",wire="seed",code="OK"} 1"#;
+    let line =
+        r#"sessiond_requests_total{rpc="sessiond.v1.SessionService/RevokeCurrent",wire="stack-auth",code="OK"} 1"#;
     eventually("the call is counted", async || service.metrics_page().await.contains(line)).await;
 }
 
