@@ -1,5 +1,6 @@
 """Checks the image as a registry and a runtime would: every digest, what is in the layers, and who runs it. As root, and on a
-machine that the image is for, it also runs the program in the image's root file system, as the image's user.
+machine that the image is for, it also runs the program in the image's root file system, as the image's user: it serves, on the Postgres of
+a `sessiond dev` outside, and the image's health check sees it.
 """
 
 import gzip
@@ -7,10 +8,19 @@ import hashlib
 import io
 import json
 import os
+import pathlib
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
+import urllib.parse
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "tests"))
+
+from free_port import free_port
 
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -53,10 +63,10 @@ def main():
         assert config["config"]["Labels"] == manifest["annotations"]
         print(f"image for {config['architecture']}: {len(layer)} bytes, user {user}")
         if os.geteuid() == 0 and MACHINES[config["architecture"]] == os.uname().machine:
-            run(layer, user, config["config"]["Entrypoint"])
+            run(layer, user, config["config"]["Entrypoint"], config["config"]["Healthcheck"]["Test"])
 
 
-def run(layer, user, entrypoint):
+def run(layer, user, entrypoint, health):
     """Runs the program with nothing around it but the image's files, and no right to write any."""
     with tempfile.TemporaryDirectory() as root:
         os.chmod(root, 0o755)
@@ -71,7 +81,49 @@ def run(layer, user, entrypoint):
             return print("image: SKIPPED running it, because its program is not static")
         refused = subprocess.run([*chroot, "serve"], capture_output=True)
         assert refused.returncode == 2 and b"--database-url" in refused.stderr, (refused.returncode, refused.stderr)
-        print(f"image: runs as {user} in its own root: {said.strip()}")
+        with tempfile.TemporaryDirectory(prefix="sessiond-image-", ignore_cleanup_errors=True) as data:
+            os.chmod(data, 0o711)
+            serve(root, user, entrypoint, health[1:], pathlib.Path(data) / "dev")
+        print(f"image: serves as {user} in its own root, and is healthy: {said.strip()}")
+
+
+def serve(root, user, entrypoint, health, data):
+    dev = [f"{root}{entrypoint[0]}", "dev", f"--data-dir={data}", "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"]
+    chroot = ["chroot", f"--userspec={user}", root]
+    started = [subprocess.Popen(dev, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
+    try:
+        text = eventually("sessiond dev starts", lambda: (data / "dev.env").exists() and (data / "dev.env").read_text())
+        url = re.search(r"DATABASE_URL='?([^'\n]*)", text)[1]
+        directory = urllib.parse.unquote(re.search(r"@([^/]*)/", url)[1])
+        # All that the program gets from outside: the database's socket, and a key that only its user can read.
+        os.mkdir(f"{root}/run")
+        os.link(f"{directory}/.s.PGSQL.5432", f"{root}/run/.s.PGSQL.5432")
+        os.chmod(f"{root}/run/.s.PGSQL.5432", 0o777)
+        shutil.copy(data / "sealing-key", f"{root}/run/sealing-key")
+        os.chown(f"{root}/run/sealing-key", *map(int, user.split(":")))
+        os.chmod(f"{root}/run/sealing-key", 0o400)
+        address = f"127.0.0.1:{free_port()}"
+        env = {"DATABASE_URL": url.replace(url.split("@")[1].split("/")[0], "%2Frun"), "SESSIOND_LISTEN": address}
+        env |= {"SESSIOND_SEALING_KEY_FILE": "/run/sealing-key", "SESSIOND_METRICS_LISTEN": f"127.0.0.1:{free_port()}"}
+        path = {"PATH": os.environ["PATH"]}
+        subprocess.run([*chroot, *entrypoint, "migrate"], env=env | path, check=True, stdout=subprocess.DEVNULL)
+        started.append(subprocess.Popen([*chroot, *entrypoint, "serve"], env=env | path, stderr=subprocess.DEVNULL))
+        is_healthy = lambda: subprocess.run([*chroot, *health], env=env | path, capture_output=True).returncode == 0
+        eventually("the server is healthy", is_healthy)
+        started[1].terminate()
+        assert started[1].wait() == 0 and not is_healthy()
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait()
+
+
+def eventually(what, check, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.2)
+    return found
 
 
 def path(descriptor):
