@@ -137,6 +137,11 @@ called_objcopy_x86_64='objcopy for x86-64'
 has_objcopy_x86_64() { has x86_64-linux-gnu-objcopy; }
 packages_of_objcopy_x86_64() { echo binutils-x86-64-linux-gnu; }
 
+# To install a .deb in a bare Debian root. With Debian's keys, without which the root's packages are not authenticated.
+called_debootstrap='debootstrap'
+has_debootstrap() { has debootstrap && [ -e /usr/share/keyrings/debian-archive-keyring.gpg ]; }
+packages_of_debootstrap() { echo debootstrap debian-archive-keyring; }
+
 # For benches/instructions.
 called_valgrind='valgrind'
 has_valgrind() { has valgrind && has callgrind_control; }
