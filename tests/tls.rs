@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
 use rcgen::KeyPair;
 use sessiond_guard::{ConnectError, Guard, GuardOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,6 +22,15 @@ use crate::binary::{assert_says, sessiond};
 use crate::harness::authority::{Authority, Kind};
 use crate::harness::eventually;
 use crate::harness::serving::Installed;
+
+/// Reads an answer to its end, which must be a 200.
+async fn succeeds(answer: Result<Response<Incoming>, hyper::Error>) -> Result<(), String> {
+    let answer = answer.map_err(|error| error.to_string())?;
+    if answer.status() != StatusCode::OK {
+        return Err(answer.status().to_string());
+    }
+    answer.into_body().collect().await.map(drop).map_err(|error| error.to_string())
+}
 
 fn text(path: &Path) -> String {
     fs::read_to_string(path).expect("reads")
@@ -135,12 +145,7 @@ async fn a_replaced_certificate_is_used_without_a_failed_request() {
                 // One that is late is made up for.
                 ticks.tick().await;
                 let request = Request::get("/healthz").header(HOST, "localhost").body(Empty::<Bytes>::new());
-                let answer =
-                    connection.send_request(request.expect("a request")).await.map_err(|error| error.to_string())?;
-                if answer.status() != StatusCode::OK {
-                    return Err(answer.status().to_string());
-                }
-                answer.into_body().collect().await.map_err(|error| error.to_string())?;
+                succeeds(connection.send_request(request.expect("a request")).await).await?;
                 connection.ready().await.map_err(|error| error.to_string())?;
                 done.fetch_add(1, Ordering::Relaxed);
             }
@@ -153,11 +158,7 @@ async fn a_replaced_certificate_is_used_without_a_failed_request() {
         let mut connection = h2_authority.open_h2(addr).await?;
         while !h2_stop.load(Ordering::Relaxed) {
             let request = Request::get("https://localhost/healthz").body(Empty::<Bytes>::new()).expect("a request");
-            let answer = connection.send_request(request).await.map_err(|error| error.to_string())?;
-            if answer.status() != StatusCode::OK {
-                return Err(answer.status().to_string());
-            }
-            answer.into_body().collect().await.map_err(|error| error.to_string())?;
+            succeeds(connection.send_request(request).await).await?;
             done.fetch_add(1, Ordering::Relaxed);
             sleep(Duration::from_millis(5)).await;
         }

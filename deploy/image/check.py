@@ -1,6 +1,6 @@
 """Checks the image as a registry and a runtime would: every digest, what is in the layers, and who runs it. As root, and on a
-machine that the image is for, it also runs the program in the image's root file system, as the image's user: it serves, on the Postgres of
-a `sessiond dev` outside, and the image's health check sees it.
+machine that the image is for, it also runs the program in the image's root file system, as the image's user: it serves, on the
+Postgres of a `sessiond dev` outside, and the image's health check sees it.
 """
 
 import gzip
@@ -15,11 +15,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import urllib.parse
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "tests"))
 
+from eventually import eventually
 from free_port import free_port
 
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -92,7 +92,7 @@ def serve(root, user, entrypoint, health, data):
     chroot = ["chroot", f"--userspec={user}", root]
     started = [subprocess.Popen(dev, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
     try:
-        text = eventually("sessiond dev starts", lambda: (data / "dev.env").exists() and (data / "dev.env").read_text())
+        text = eventually("sessiond dev starts", lambda: (data / "dev.env").read_text())
         url = re.search(r"DATABASE_URL='?([^'\n]*)", text)[1]
         directory = urllib.parse.unquote(re.search(r"@([^/]*)/", url)[1])
         # All that the program gets from outside: the database's socket, and a key that only its user can read.
@@ -105,10 +105,10 @@ def serve(root, user, entrypoint, health, data):
         address = f"127.0.0.1:{free_port()}"
         env = {"DATABASE_URL": url.replace(url.split("@")[1].split("/")[0], "%2Frun"), "SESSIOND_LISTEN": address}
         env |= {"SESSIOND_SEALING_KEY_FILE": "/run/sealing-key", "SESSIOND_METRICS_LISTEN": f"127.0.0.1:{free_port()}"}
-        path = {"PATH": os.environ["PATH"]}
-        subprocess.run([*chroot, *entrypoint, "migrate"], env=env | path, check=True, stdout=subprocess.DEVNULL)
-        started.append(subprocess.Popen([*chroot, *entrypoint, "serve"], env=env | path, stderr=subprocess.DEVNULL))
-        is_healthy = lambda: subprocess.run([*chroot, *health], env=env | path, capture_output=True).returncode == 0
+        env["PATH"] = os.environ["PATH"]
+        subprocess.run([*chroot, *entrypoint, "migrate"], env=env, check=True, stdout=subprocess.DEVNULL)
+        started.append(subprocess.Popen([*chroot, *entrypoint, "serve"], env=env, stderr=subprocess.DEVNULL))
+        is_healthy = lambda: subprocess.run([*chroot, *health], env=env, capture_output=True).returncode == 0
         eventually("the server is healthy", is_healthy)
         started[1].terminate()
         assert started[1].wait() == 0 and not is_healthy()
@@ -116,14 +116,6 @@ def serve(root, user, entrypoint, health, data):
         for process in reversed(started):
             process.terminate()
             process.wait()
-
-
-def eventually(what, check, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.2)
-    return found
 
 
 def path(descriptor):

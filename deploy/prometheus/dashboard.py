@@ -23,6 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "tests"))
 
+from eventually import eventually
 from free_port import free_port
 
 HERE = pathlib.Path(__file__).parent
@@ -40,23 +41,6 @@ ONLY_ON_FAULTS = {
     "sessiond_task_restarts_total": "tasks that ended or panicked",
     "sessiond_sweep_step_duration": "a sweep runs at the start, before the first scrape, and then every six hours",
 }
-
-# What alerts.py does not cause either.
-NOT_CAUSED = {ONLY_ON_FAULTS["sessiond_turns_refused_total"]}
-
-
-def eventually(what, check, seconds=60):
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            found = check()
-        except (OSError, http.client.HTTPException, ValueError):
-            found = None
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            sys.exit(f"{what}: not within {seconds} s")
-        time.sleep(0.2)
 
 
 class Collector(BaseHTTPRequestHandler):
@@ -118,25 +102,16 @@ class Client:
         self.send("DELETE", "/auth/sessions/current", phone["access_token"])
 
 
-def expressions(dashboard):
+def queries():
+    """Each query of the dashboard with its panel, and why it has no data on a healthy server, if it has none."""
+    variables = {"$__rate_interval": RATE_INTERVAL, "$job": ".*", "$instance": ".*", "$rpc": ".*", "$wire": ".*"}
+    dashboard = json.loads((HERE.parent / "grafana" / "sessiond.json").read_text())
     for panel in dashboard["panels"]:
         for target in panel.get("targets", []):
-            yield panel["title"], target["expr"]
-
-
-def with_variables(expression):
-    variables = {"$__rate_interval": RATE_INTERVAL, "$job": ".*", "$instance": ".*", "$rpc": ".*", "$wire": ".*"}
-    for name, value in variables.items():
-        expression = expression.replace(name, value)
-    return expression
-
-
-def only_on_faults():
-    dashboard = json.loads((HERE.parent / "grafana" / "sessiond.json").read_text())
-    for panel, expression in expressions(dashboard):
-        for part, reason in ONLY_ON_FAULTS.items():
-            if part in expression:
-                yield panel, with_variables(expression), reason
+            query = target["expr"]
+            for name, value in variables.items():
+                query = query.replace(name, value)
+            yield panel["title"], query, next((reason for part, reason in ONLY_ON_FAULTS.items() if part in query), None)
 
 
 def run_check(name, check):
@@ -209,13 +184,10 @@ def check(sessiond, directory, started):
         client.round(number)
         number += 1
 
-    dashboard = json.loads((HERE.parent / "grafana" / "sessiond.json").read_text())
     shown, failed = 0, False
-    for panel, expression in expressions(dashboard):
-        query = with_variables(expression)
+    for panel, query, reason in queries():
         result = ask("query", query=query)["result"]
         has_data = any(series["value"][1] != "NaN" for series in result)
-        reason = next((reason for part, reason in ONLY_ON_FAULTS.items() if part in expression), None)
         if has_data:
             shown += 1
         elif reason:

@@ -142,7 +142,7 @@ impl AccessVerifier {
     pub fn issue(&self, key: &SigningKey, claims: Claims) -> Result<SecretString, SignError> {
         let token = key.sign(&claims)?;
         let text = token.expose_secret();
-        // Such a name may be twice in the token, and then whoever checks it refuses it.
+        // Then the token may have one name twice, and every verifier refuses it.
         let is_ambiguous = claims.own.keys().any(|name| RESERVED_CLAIMS.contains(&name.as_str()));
         if text.len() <= LENGTH_MAX && !is_ambiguous {
             let claims = check(claims, key.project(), &self.issuer);
