@@ -14,7 +14,6 @@ image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.App
 env:
   - { name: DATABASE_URL, value: {{ required "databaseUrl is required: postgres://user@host/database, without a password" .Values.databaseUrl | quote }} }
   - { name: SESSIOND_DATABASE_PASSWORD_FILE, value: /run/secrets/sessiond/database-password }
-  - { name: SESSIOND_SEALING_KEY_FILE, value: /run/secrets/sessiond/sealing-key }
   {{- with .Values.env }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
