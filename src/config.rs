@@ -290,8 +290,9 @@ pub struct Database {
 #[derive(Args, Clone, Debug)]
 pub struct Pool {
     /// The database URL for the one connection that listens for other replicas' revocations. Needed if --database-url
-    /// leads through a pooler in transaction mode, where LISTEN does not work. Without it they are found by a poll,
-    /// every 50 ms, or up to 250 ms where a reading is slow.
+    /// leads through a pooler in transaction mode, or to a worker of a divided database, where LISTEN does not work: then
+    /// it leads to the primary or the coordinator. Without it they are found by a poll, every 50 ms, or up to 250 ms
+    /// where a reading is slow.
     #[arg(long, env = "SESSIOND_DATABASE_LISTEN_URL", hide_env_values = true, value_name = "URL")]
     pub database_listen_url: Option<SecretString>,
 

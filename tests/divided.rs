@@ -2,9 +2,17 @@
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
-use sessiond::{store::Store, telemetry::Metrics};
+use sessiond::{
+    store::{Options, Store},
+    telemetry::{Metrics, chain},
+};
 
-use crate::harness::{Service, Wire, bearer, database::Database, eventually, options};
+use crate::harness::{
+    Service, Wire, bearer,
+    database::Database,
+    divided::{self, Divided},
+    eventually, options,
+};
 
 /// Reverts the newest migrations by hand, as far as this version: `sessiond` itself only reverts all of them.
 async fn revert(database: &Database, first: &str) {
@@ -99,4 +107,67 @@ async fn every_node_gets_its_settings() {
         ["off on every node: jit", "off on every node: enable_seqscan"]
     );
     assert_eq!(database.lines(&of_all_nodes).await, expected);
+}
+
+/// Servers ask any node: each finds what the others have done, and they follow one feed by one clock.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_ask_any_node() {
+    let Some(database) = Database::create_on_cluster("any").await else { return };
+    let url = divided::url().expect("there is a cluster");
+    let all = options(&database.url);
+    let ways = Divided::get(url).ways(&database.url);
+    assert!(ways.len() >= 3, "a coordinator and two workers: {ways:?}");
+    let first = Service::start_by(database, &divided::by(&all, &ways[1])).await;
+    let mut servers = vec![];
+    for way in &ways {
+        servers.push(first.replica_with(divided::by(&all, way)).await);
+    }
+    for (at, server) in servers.iter().enumerate() {
+        let phone = server.sign_in(&format!("user-{at}"), "phone").await;
+        let other = &servers[(at + 1) % servers.len()];
+        assert!(other.is_live(&phone.session).await);
+        let mut watch = servers[(at + 2) % servers.len()].watches(Wire::Grpc).await;
+        watch.snapshot().await;
+        other.revoke_current(Wire::Rest, bearer(&phone.access_token)).await.expect("signs out");
+        assert_eq!(watch.ended_session().await, phone.session);
+        // A position in the feed of one server is one in that of every other.
+        watch.heartbeat().await;
+        let mut resumed = server.watches_from(Wire::Grpc, &watch.cursor).await;
+        assert!(resumed.ended_or_beat().await.is_empty(), "nothing more, and no snapshot");
+        for server in &servers {
+            assert!(!server.is_live(&phone.session).await);
+        }
+    }
+
+    // A worker hears no ring, and what changes the tables is the coordinator's.
+    let at_worker = Store::new(&Options { url: ways[1].clone().into(), ..all.clone() }, Metrics::default());
+    let at_worker = at_worker.expect("a good URL");
+    assert!(at_worker.diagnose().await.expect("answers").is_worker);
+    assert!(!servers[0].store.diagnose().await.expect("answers").is_worker);
+    assert!(at_worker.pending_migrations().await.expect("knows the migrations").is_empty());
+    let wait = Duration::from_secs(60);
+    for refused in [at_worker.migrate().await.map(drop), at_worker.distribute(wait).await.map(drop)] {
+        let message = refused.expect_err("is a worker").to_string();
+        assert!(message.contains("worker of a Citus cluster"), "{message}");
+    }
+}
+
+/// A database that an earlier release has divided: its workers do not know all tables, until the command runs again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_does_not_know_all_tables_is_refused() {
+    let Some(database) = Database::create_on_cluster("uninformed").await else { return };
+    let url = divided::url().expect("there is a cluster");
+    let ways = Divided::get(url).ways(&database.url);
+    for table in ["sweeps", "feed_beacons", "__diesel_schema_migrations"] {
+        database.run(&format!("SELECT undistribute_table('{table}')")).await;
+    }
+    let at = |url: &str| Store::new(&Options { url: url.to_owned().into(), ..options(url) }, Metrics::default());
+    let refused = at(&ways[1]).expect("a good URL").pending_migrations().await.expect_err("lacks tables");
+    let refused = chain(&refused);
+    assert!(refused.contains("does not know all tables: run `sessiond migrate --distribute`"), "{refused}");
+    let coordinator = at(&database.url).expect("a good URL");
+    assert!(coordinator.pending_migrations().await.expect("has the tables").is_empty());
+    let done = coordinator.distribute(Duration::from_secs(60)).await.expect("is the coordinator");
+    assert_eq!(done.len(), 3, "{done:?}");
+    assert!(at(&ways[1]).expect("a good URL").pending_migrations().await.expect("knows them").is_empty());
 }

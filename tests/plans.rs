@@ -52,9 +52,11 @@ const ASIDE_MAX: f64 = 5_000.0;
 const FEED: &str = "WITH present AS";
 
 /// The beginnings of the statements that only a divided database gets.
-const DIVIDED: [&str; 3] = [
+const DIVIDED: [&str; 5] = [
     "SELECT p.slot, (pg_control_system())",
-    "SELECT clock_timestamp() AS at, (SELECT md5(concat_ws",
+    "SELECT md5(concat_ws(' ', id, current_database()))",
+    "SELECT clock_timestamp() FROM slots",
+    "SELECT pg_notify(",
     "SELECT current_setting('fsync') AS fsync",
 ];
 

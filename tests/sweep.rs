@@ -21,7 +21,7 @@ use sessiond_core::session::retention::RetentionPeriods;
 
 use crate::{
     binary::{assert_says, sessiond},
-    harness::{Service, Wire, bearer, eventually, limits, options, web},
+    harness::{Service, Wire, bearer, divided::by_next_node, eventually, limits, options, web},
 };
 
 const TICK: Duration = Duration::from_micros(1);
@@ -34,7 +34,8 @@ fn retention() -> RetentionPeriods {
 
 fn sweeper(service: &Service, retention: RetentionPeriods) -> Sweeper {
     // Its own pool, as a replica has.
-    let store = Store::new(&options(&service.database.url), Metrics::default()).expect("a good URL");
+    let options = by_next_node(&options(&service.database.url));
+    let store = Store::new(&options, Metrics::default()).expect("a good URL");
     Sweeper::new(store, service.clock.clone(), retention, Metrics::default())
 }
 

@@ -132,7 +132,8 @@ def main():
     home, results = home_directory(), []
     with open(home / "log", "w+", encoding="utf-8") as log:
         for name, nodes in (("sessiond_cpu_one", arguments.nodes[:1]), ("sessiond_cpu_divided", arguments.nodes)):
-            database = Database(name, nodes, str(Path(arguments.sessiond).resolve()), log, replica_count=1)
+            ask = arguments.ask if nodes[1:] else "coordinator"
+            database = Database(name, nodes, str(Path(arguments.sessiond).resolve()), log, ask, replica_count=1)
             try:
                 database.start()
                 measured = Measured(database)

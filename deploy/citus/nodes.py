@@ -31,6 +31,12 @@ def add_nodes_to(arguments):
         metavar="HOST:PORT=DATA_DIRECTORY",
         help="a node of the cluster, the coordinator first; the user postgres needs no password",
     )
+    arguments.add_argument(
+        "--ask",
+        choices=["all", "coordinator", "workers"],
+        default="all",
+        help="the nodes that the replicas of sessiond ask, one each in turn (default: %(default)s)",
+    )
 
 
 class Node:
@@ -91,10 +97,14 @@ class Node:
 class Database:
     """A database on every node, with replicas of sessiond. Without workers it is one on the coordinator, not divided."""
 
-    def __init__(self, name, nodes, sessiond, log, replica_count=2):
+    def __init__(self, name, nodes, sessiond, log, ask, replica_count):
         self.name, self.nodes, self.sessiond, self.log = name, nodes, sessiond, log
+        self.asked = {"all": nodes, "coordinator": nodes[:1], "workers": nodes[1:]}[ask]
         self.coordinator, self.workers, self.replica_count = nodes[0], nodes[1:], replica_count
         self.replicas, self.key, self.admin_key, self.other_key = [], None, None, None
+
+    def url(self, node):
+        return f"postgres://postgres@{node.host}:{node.port}/{self.name}?sslmode=disable"
 
     def start(self):
         for node in self.nodes:
@@ -108,7 +118,7 @@ class Database:
             self.query("SELECT citus_add_node(%s, %s)", worker.host, worker.port)
         env = {
             "SESSIOND_SEALING_KEY": base64.b64encode(os.urandom(32)).decode(),
-            "DATABASE_URL": f"postgres://postgres@{self.coordinator.host}:{self.coordinator.port}/{self.name}?sslmode=disable",
+            "DATABASE_URL": self.url(self.coordinator),
             # A reading of the feed asks every node, over new connections after a fault.
             "SESSIOND_DATABASE_TIMEOUT": "5s",
         }
@@ -127,7 +137,11 @@ class Database:
             command("project", "create", project)
         self.key, self.other_key = server_key(PROJECT), server_key(OTHER)
         self.admin_key = server_key(OTHER, "--role", "admin")
-        self.replicas = [Replica(f"replica {at + 1}", self.sessiond, env, self.log) for at in range(self.replica_count)]
+        # They ring for each other at the coordinator.
+        env["SESSIOND_DATABASE_LISTEN_URL"] = env["DATABASE_URL"]
+        for at in range(self.replica_count):
+            own = {**env, "DATABASE_URL": self.url(self.asked[at % len(self.asked)])}
+            self.replicas.append(Replica(f"replica {at + 1}", self.sessiond, own, self.log))
         self.wait("sessiond is not ready", self.is_ready)
 
     def is_ready(self):

@@ -3,11 +3,13 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use futures_util::future::try_join;
 use tokio::time::timeout;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::SimpleQueryRow;
 
 use super::Store;
+use super::distribute::is_worker;
 use super::engine::TABLES;
 use super::error::Error;
 
@@ -18,6 +20,8 @@ pub struct Diagnosis {
     pub version: String,
     /// Whether a pooler shares the connections.
     pub is_pooled: bool,
+    /// Whether it is a worker of a divided database.
+    pub is_worker: bool,
     /// `full_page_writes`.
     pub full_page_writes: bool,
     /// `synchronous_commit`.
@@ -150,14 +154,15 @@ impl Store {
         let away = |source| Error::Unavailable { operation: OPERATION, source: Some(source) };
         let opened = self.target.connect_alone().await.map_err(|error| away(error.into()))?;
         let query = query();
-        let answer = timeout(self.operation_timeout, opened.client.simple_query(&query)).await;
-        let answer = answer.map_err(|_| Error::late(OPERATION))?.map_err(|error| away(error.into()))?;
+        let ask = try_join(opened.client.simple_query(&query), is_worker(&opened.client));
+        let answer = timeout(self.operation_timeout, ask).await;
+        let (answer, is_worker) = answer.map_err(|_| Error::late(OPERATION))?.map_err(|error| away(error.into()))?;
         let row = answer.into_iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(FactRow(row)),
             _ => None,
         });
         let bad = || Error::unavailable(OPERATION, "the database does not answer questions about itself");
-        row.and_then(|row| row.diagnosis(opened.backend.state().is_shared())).ok_or_else(bad)
+        row.and_then(|row| row.diagnosis(opened.backend.state().is_shared(), is_worker)).ok_or_else(bad)
     }
 }
 
@@ -179,12 +184,13 @@ impl FactRow {
         text.map(|text| text.split(',').map(str::to_owned).collect()).unwrap_or_default()
     }
 
-    fn diagnosis(&self, is_pooled: bool) -> Option<Diagnosis> {
+    fn diagnosis(&self, is_pooled: bool, is_worker: bool) -> Option<Diagnosis> {
         let sees_all = self.flag("sees_all");
         let seconds = |name| self.get(name).map(Duration::from_secs);
         Some(Diagnosis {
             version: self.get("version")?,
             is_pooled,
+            is_worker,
             full_page_writes: self.flag("full_page_writes"),
             synchronous_commit: self.get("synchronous_commit")?,
             standby_names: self.get("standby_names").unwrap_or_default(),

@@ -1,7 +1,8 @@
 //! Divides a database among the nodes of a Citus cluster, and recognises the one layout that is supported.
 //!
 //! Tables about users are distributed by `slot`, so that everything about a user is in one shard. Tables that each statement
-//! may need are reference tables, on every node. The rest stays where it is, on the coordinator.
+//! may need are reference tables, on every node. The rest stays where it is, on the coordinator, and every node knows it. So any
+//! node answers any statement.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,6 +35,12 @@ const DISTRIBUTED: [&str; 8] = [
     "backchannel_deliveries",
     "feed_writers",
 ];
+
+/// The tables that stay on the coordinator, where other nodes find them.
+const LOCAL: [&str; 2] = ["sweeps", "feed_beacons"];
+
+/// The table of the migrations, which is on every node, too. It is not ours: the library creates it. A node that has it knows all tables.
+const MIGRATIONS: &str = "__diesel_schema_migrations";
 
 /// Distributed tables that must be empty before: their rows are in slot 0, and the users would have to be assigned.
 const EMPTY: [&str; 5] = ["users", "sessions", "session_requests", "revocations", "backchannel_deliveries"];
@@ -106,7 +113,9 @@ pub(super) fn layout_of(facts: &str) -> Result<Layout, UnsupportedEngine> {
         // One copy of each shard, all shards of a slot on one node.
         ["h", "s", group_of_it, "slot"] => DISTRIBUTED.contains(name) && *group_of_it == group,
         ["n", "t", _, _] => REFERENCE.contains(name),
-        layout => !is_managed(layout) && !DISTRIBUTED.contains(name) && !REFERENCE.contains(name),
+        // Known to every node, or to the coordinator alone.
+        ["n", "s", _, _] | ["-", ..] => LOCAL.contains(name),
+        _ => false,
     };
     if tables.contains_key(DISTRIBUTED[0]) && tables.iter().all(is_in_place) {
         return Ok(Layout::Divided);
@@ -137,9 +146,17 @@ pub(super) async fn place_new(connection: &mut AsyncPgConnection) -> Result<(), 
         "pg_catalog.to_regprocedure('{FUNCTION}') IS NOT NULL AND NOT {}",
         is_function_distributed()
     ));
-    let is_local: Vec<bool> = diesel::select(is_local).load(connection).await?;
-    let mut statements = missing(&parse(&facts.concat()));
-    if is_local == [true] {
+    let knows_all = diesel::dsl::sql::<diesel::sql_types::Bool>(&is_known_everywhere(MIGRATIONS));
+    let answers: Vec<(bool, bool)> = diesel::select((is_local, knows_all)).load(connection).await?;
+    let (is_local, knows_all) = answers.into_iter().next().unwrap_or_default();
+    let facts = facts.concat();
+    let tables = parse(&facts);
+    let mut statements = missing(&tables);
+    // Otherwise servers of an earlier release may run, which would refuse this.
+    if knows_all {
+        statements.extend(LOCAL.iter().filter(|table| is_missing(&tables, table)).map(|table| local_statement(table)));
+    }
+    if is_local {
         statements.extend(function_statements());
     }
     for statement in statements {
@@ -148,15 +165,24 @@ pub(super) async fn place_new(connection: &mut AsyncPgConnection) -> Result<(), 
     Ok(())
 }
 
-/// The statements that give tables their place that have none.
+/// The statements that give tables their place that have none, except those of the coordinator.
 fn missing(tables: &Tables<'_>) -> Vec<String> {
-    let is_missing = |name: &&&str| tables.get(**name).is_some_and(|layout| !is_managed(layout));
+    let is_missing = |name: &&&str| is_missing(tables, name);
     let reference = REFERENCE.iter().filter(is_missing).map(|table| reference_statement(table));
     let distributed = DISTRIBUTED
         .iter()
         .filter(is_missing)
         .flat_map(|table| [distributed_statement(table, DISTRIBUTED[0]), check_statement(table)]);
     reference.chain(distributed).collect()
+}
+
+/// Whether a table exists and has no place yet.
+fn is_missing(tables: &Tables<'_>, name: &str) -> bool {
+    tables.get(name).is_some_and(|layout| !is_managed(layout))
+}
+
+fn local_statement(table: &str) -> String {
+    format!("SELECT citus_add_local_table_to_metadata('{table}')")
 }
 
 fn reference_statement(table: &str) -> String {
@@ -200,18 +226,18 @@ fn is_function_distributed() -> String {
 ///
 /// # Errors
 ///
-/// Fails if the sign-out would not run on the node of its slot, or if this node is not the coordinator.
+/// Fails if the sign-out would not run on the node of its slot, or if this node does not know all tables.
 pub(super) async fn check_divided(client: &Client) -> Result<Result<(), UnsupportedEngine>, tokio_postgres::Error> {
     let facts = format!(
-        "SELECT pg_catalog.citus_is_coordinator(), (SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'citus'), \
+        "SELECT pg_catalog.to_regclass('{MIGRATIONS}') IS NOT NULL, (SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'citus'), \
          pg_catalog.to_regprocedure('{FUNCTION}') IS NULL OR {}",
         is_function_distributed()
     );
     let row = rows(client, &facts).await?.concat();
-    let [is_coordinator, version, is_function] = [0, 1, 2].map(|at| row.get(at).cloned().unwrap_or_default());
+    let [knows_all, version, is_function] = [0, 1, 2].map(|at| row.get(at).cloned().unwrap_or_default());
     let major: Option<u32> = version.split(['.', '-']).next().and_then(|major| major.parse().ok());
-    Ok(if is_coordinator != "t" {
-        Err(UnsupportedEngine::Worker)
+    Ok(if knows_all != "t" {
+        Err(UnsupportedEngine::Uninformed)
     } else if major.is_none_or(|major| major < CITUS_MIN) {
         Err(UnsupportedEngine::OldCitus { version })
     } else if is_function != "t" {
@@ -250,6 +276,17 @@ impl Store {
             done.push(format!("distributed by slot: {}", DISTRIBUTED.join(", ")));
             done.push("runs on the node of its slot: sessions_revoke()".to_owned());
         }
+        // The migrations last; see there.
+        for table in LOCAL.into_iter().chain([MIGRATIONS]) {
+            let (place, statement) = match table {
+                MIGRATIONS => ("on every node", reference_statement(table)),
+                _ => ("on the coordinator, known to every node", local_statement(table)),
+            };
+            if is_true(&client, &format!("NOT {}", is_known_everywhere(table))).await.map_err(failed)? {
+                client.batch_execute(&statement).await.map_err(failed)?;
+                done.push(format!("{place}: {table}"));
+            }
+        }
         for name in OFF_ON_NODES {
             if switch_off_on_nodes(&client, name).await? {
                 done.push(format!("off on every node: {name}"));
@@ -259,27 +296,44 @@ impl Store {
     }
 }
 
+/// A condition: every node knows the table.
+fn is_known_everywhere(table: &str) -> String {
+    format!("EXISTS (SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid = pg_catalog.to_regclass('{table}'))")
+}
+
+/// Whether the server is a worker of a Citus cluster: no replica rings there, and the tables may not be changed there.
+///
+/// # Errors
+///
+/// Fails if the server does not answer.
+pub(super) async fn is_worker(client: &Client) -> Result<bool, tokio_postgres::Error> {
+    // Not every server has the function, nor does every version of Citus.
+    let can_tell =
+        is_true(client, "pg_catalog.to_regprocedure('pg_catalog.citus_is_coordinator()') IS NOT NULL").await?;
+    Ok(can_tell && !is_true(client, "pg_catalog.citus_is_coordinator()").await?)
+}
+
 fn failed(error: tokio_postgres::Error) -> MigrateError {
     MigrateError::Failed(error.into())
 }
 
 /// The answer to a yes-or-no question.
-async fn is_true(client: &Client, question: &str) -> Result<bool, MigrateError> {
-    let answer = rows(client, &format!("SELECT {question}")).await.map_err(failed)?.concat();
+async fn is_true(client: &Client, question: &str) -> Result<bool, tokio_postgres::Error> {
+    let answer = rows(client, &format!("SELECT {question}")).await?.concat();
     Ok(answer == ["t"])
 }
 
 /// Divides the tables, in one transaction.
 async fn divide(client: &Client) -> Result<(), MigrateError> {
-    if !is_true(client, HAS_CITUS).await? {
+    if !is_true(client, HAS_CITUS).await.map_err(failed)? {
         return Err(MigrateError::NotCitus);
     }
     let has_nodes = "EXISTS (SELECT FROM pg_dist_node WHERE noderole = 'primary' AND isactive AND shouldhaveshards)";
-    if !is_true(client, has_nodes).await? {
+    if !is_true(client, has_nodes).await.map_err(failed)? {
         return Err(MigrateError::NoNodes);
     }
     for table in EMPTY {
-        if is_true(client, &format!("EXISTS (SELECT FROM {table})")).await? {
+        if is_true(client, &format!("EXISTS (SELECT FROM {table})")).await.map_err(failed)? {
             return Err(MigrateError::NotEmpty(table));
         }
     }
@@ -357,7 +411,7 @@ mod tests {
         match (DISTRIBUTED.contains(&table), REFERENCE.contains(&table)) {
             (true, _) => format!("{table} h s 7 slot"),
             (_, true) => format!("{table} n t 3 -"),
-            _ => format!("{table} - - - -"),
+            _ => format!("{table} n s 0 -"),
         }
     }
 
@@ -365,6 +419,9 @@ mod tests {
     fn only_one_layout_is_supported() {
         assert_eq!(layout_of(""), Ok(Layout::Single));
         assert_eq!(layout_of(&facts(as_distributed)), Ok(Layout::Divided));
+        // By an earlier release.
+        let local = facts(|name| if LOCAL.contains(&name) { format!("{name} - - - -") } else { as_distributed(name) });
+        assert_eq!(layout_of(&local), Ok(Layout::Divided));
         for (table, other) in [
             ("users", "users h s 7 user_id"),
             ("sessions", "sessions h s 8 slot"),
@@ -378,6 +435,7 @@ mod tests {
             ("feed_histories", "feed_histories h s 7 id"),
             // Steps of the sweep belong to the coordinator.
             ("sweeps", "sweeps n t 3 -"),
+            ("sweeps", "sweeps h s 7 task"),
         ] {
             let facts = facts(|name| if name == table { other.to_owned() } else { as_distributed(name) });
             assert!(matches!(layout_of(&facts), Err(UnsupportedEngine::Distributed { .. })), "{other}");
@@ -410,8 +468,7 @@ mod tests {
 
     #[test]
     fn every_table_has_its_place() {
-        let local = ["feed_beacons", "sweeps"];
-        let mut all: Vec<&str> = DISTRIBUTED.iter().chain(&REFERENCE).chain(&local).copied().collect();
+        let mut all: Vec<&str> = DISTRIBUTED.iter().chain(&REFERENCE).chain(&LOCAL).copied().collect();
         all.sort_unstable();
         let mut tables = super::super::engine::TABLES;
         tables.sort_unstable();

@@ -1,12 +1,15 @@
 //! The doorbell between replicas: a NOTIFY after the commit. It carries the id of the sending replica and no data; a
 //! reader that misses it finds the rows at its next poll. NOTIFY inside the writing transactions would serialise their
 //! commits.
+//!
+//! In a divided database the bell is at the coordinator, whichever node a replica asks.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use diesel::sql_types as sql;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio::time::timeout;
@@ -15,8 +18,10 @@ use uuid::Uuid;
 
 use super::Store;
 use super::connect::DatabaseHosts;
+use super::distribute::is_worker;
 use super::error::Error;
 use super::primary::ServerRef;
+use super::statement::statement;
 
 /// A connection that only listens.
 pub struct Doorbell {
@@ -30,8 +35,8 @@ pub struct Doorbell {
 /// The most pending notifications. More would add nothing: one is enough to wake the reader.
 const RINGS_MAX: usize = 16;
 
-/// How long to wait before checking again for a pooler.
-const POOLER_RETRY_DELAY: Duration = Duration::from_secs(60);
+/// How long to wait before checking again for a pooler, or a worker.
+const SILENT_RETRY_DELAY: Duration = Duration::from_secs(60);
 
 impl Store {
     /// Notifies all listening replicas, in the name of this one.
@@ -41,19 +46,21 @@ impl Store {
     /// Fails if the database is unavailable.
     pub async fn ring(&self, replica: Uuid) -> Result<(), Error> {
         self.idempotent("ring", move |mut tx| async move {
-            let notify = format!("NOTIFY sessiond_feed, '{replica}'");
-            tx.batch(&notify).await?;
+            match tx.slots().is_divided() {
+                true => drop(tx.rows(RingCoordinator { replica: replica.to_string() }).await?),
+                false => tx.batch(&format!("NOTIFY sessiond_feed, '{replica}'")).await?,
+            }
             tx.commit(()).await
         })
         .await
     }
 
-    /// Starts to listen. Never through a pooler in transaction mode: LISTEN would have no effect there, and would stay
-    /// on a connection that others use.
+    /// Starts to listen. Never where no ring arrives: through a pooler in transaction mode, where LISTEN would stay on a connection
+    /// that others use, and at a worker.
     ///
     /// # Errors
     ///
-    /// Fails if the database is unavailable or does not answer in time; with such a pooler, fails after a delay.
+    /// Fails if the database is unavailable or does not answer in time; where no ring arrives, fails after a delay.
     pub async fn doorbell(&self, patience: Duration) -> Result<Doorbell, Error> {
         static LOGGED: AtomicBool = AtomicBool::new(false);
         let away = |source| Error::Unavailable { operation: "doorbell", source: Some(source) };
@@ -61,15 +68,25 @@ impl Store {
         let opened = timeout(patience, self.listening.connect_listening(bell)).await;
         let opened = opened.map_err(|_| Error::late("doorbell"))?.map_err(|error| away(error.into()))?;
         // The separate listen URL leads to Postgres itself, or through a pooler in session mode.
-        if opened.backend.state().is_shared() && Arc::ptr_eq(&self.listening, &self.target) {
+        let is_shared = opened.backend.state().is_shared() && Arc::ptr_eq(&self.listening, &self.target);
+        let is_at_worker = timeout(patience, is_worker(&opened.client)).await.map_err(|_| Error::late("doorbell"))?;
+        let is_at_worker = is_at_worker.map_err(|error| away(error.into()))?;
+        let silent = if is_shared {
+            Some("through the pooler before the database")
+        } else if is_at_worker {
+            Some("at a worker of a divided database")
+        } else {
+            None
+        };
+        if let Some(place) = silent {
             drop(opened);
             if !LOGGED.swap(true, Ordering::Relaxed) {
                 tracing::info!(
-                    "LISTEN does not work through the pooler before the database: revocations by other replicas are polled, \
-                     which takes longer. Set --database-listen-url to a URL that bypasses the pooler"
+                    "LISTEN does not work {place}: revocations by other replicas are polled, which takes longer. Set \
+                     --database-listen-url to a URL that leads to the primary or the coordinator itself"
                 );
             }
-            sleep(POOLER_RETRY_DELAY).await;
+            sleep(SILENT_RETRY_DELAY).await;
             return Err(Error::late("doorbell"));
         }
         match timeout(patience, opened.client.batch_execute("LISTEN sessiond_feed")).await {
@@ -80,6 +97,14 @@ impl Store {
         let target = Arc::clone(&self.listening);
         Ok(Doorbell { rings, target, server: opened.server, _client: opened.client })
     }
+}
+
+statement! {
+    /// Rings at the coordinator, which has this table: the function runs there.
+    RingCoordinator -> bool as sql::Bool =
+    "SELECT pg_notify('sessiond_feed', "
+    [replica: String as sql::Text]
+    ") IS NOT NULL FROM sweeps WHERE task = 'sessions'"
 }
 
 impl Doorbell {

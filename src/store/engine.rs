@@ -37,8 +37,11 @@ pub(super) enum UnsupportedEngine {
          SELECT undistribute_table('NAME', cascade_via_foreign_keys => true), or use a database without Citus"
     )]
     Distributed { tables: String },
-    #[error("it is a worker of a Citus cluster: use the address of the coordinator")]
-    Worker,
+    #[error(
+        "it is a worker of a Citus cluster that does not know all tables: run `sessiond migrate --distribute` with the address \
+         of the coordinator again"
+    )]
+    Uninformed,
     #[error("it is Citus {version} with distributed tables, and must be Citus 13 or later")]
     OldCitus { version: String },
     #[error(

@@ -197,10 +197,10 @@ impl Store {
                 let present = first.present.read(tx.connection())?;
                 (present, rows.into_iter().map(|row| row.newest).collect::<Vec<_>>())
             } else {
-                let head = tx.feed_head().await?;
+                let history = tx.feed_history().await?;
                 let rows = tx.rows(SlotWritersRead {}).await?;
                 let (slots, rows) = rows.into_iter().map(|row| (row.slot, row.newest)).unzip();
-                (tx.present(&head, slots)?, rows)
+                (tx.present(history, slots)?, rows)
             };
             let newest = rows.into_iter().filter_map(EntryRow::into_entry).collect::<Result<_, _>>()?;
             tx.commit(FeedWriters { present, newest }).await
@@ -249,7 +249,7 @@ impl Store {
                 } else {
                     // Of each slot the first entries, so that what is read of each writer has no gap.
                     let each_max = rows_max.div_ceil(usize::from(tx.slots().count()));
-                    let head = tx.feed_head().await?;
+                    let history = tx.feed_history().await?;
                     let rows = tx.rows(SlotFeedNext { writers, seqs, rows_max: limit(each_max) }).await?;
                     let (slots, mut rows): (Vec<_>, Vec<_>) =
                         rows.into_iter().map(|row| (row.slot, row.revocation)).unzip();
@@ -260,7 +260,7 @@ impl Store {
                     let is_whole = counts.values().all(|count| *count < each_max);
                     // The slots are read concurrently.
                     rows.sort_unstable_by_key(|row| (row.writer, row.seq));
-                    (tx.present(&head, slots)?, rows, is_whole)
+                    (tx.present(history, slots)?, rows, is_whole)
                 };
                 let entries = rows.iter().filter_map(|row| row.entry().into_entry());
                 let entries: Vec<WriterEntry> = entries.collect::<Result<_, _>>()?;
@@ -288,14 +288,14 @@ impl Store {
                 let beat = SlotBeat { slot: 0, node: 0, xid };
                 return tx.commit((origin(row.history, &row.timeline)?, vec![beat])).await;
             }
-            let head = tx.feed_head().await?;
+            let history = tx.feed_history().await?;
             let rows = tx.rows(SlotFeedBeat {}).await?;
             let read = |row: &SlotBeatRow| {
                 let xid = row.xid.try_into().map_err(|_| bad("xid"))?;
                 Ok(SlotBeat { slot: row.slot.slot, node: row.slot.system, xid })
             };
             let beats = rows.iter().map(read).collect::<Result<_, Error>>()?;
-            let origin = tx.present(&head, rows.into_iter().map(|row| row.slot).collect())?.origin;
+            let origin = tx.present(history, rows.into_iter().map(|row| row.slot).collect())?.origin;
             tx.commit((origin, beats)).await
         })
         .await
@@ -333,9 +333,9 @@ impl Store {
 }
 
 impl Tx {
-    /// Reads what a divided database has once: the time, by which all replicas go, and the history.
-    async fn feed_head(&mut self) -> Result<HeadRow, Error> {
-        self.rows(FeedHead {}).await?.into_iter().next().ok_or_else(|| bad("id"))
+    /// Reads the history of a divided database, of which every node has a copy.
+    async fn feed_history(&mut self) -> Result<Uuid, Error> {
+        self.rows(FeedHistory {}).await?.into_iter().next().ok_or_else(|| bad("id"))
     }
 
     /// Which database was read, by what each slot showed.
@@ -343,9 +343,11 @@ impl Tx {
     /// # Errors
     ///
     /// Fails if the database does not have the slots that this server knows.
-    fn present(&self, head: &HeadRow, mut slots: Vec<SlotRow>) -> Result<FeedPresent, Error> {
+    fn present(&self, history: Uuid, mut slots: Vec<SlotRow>) -> Result<FeedPresent, Error> {
         slots.sort_unstable_by_key(|row| row.slot);
         slots.dedup_by_key(|row| row.slot);
+        // Its clock is the one by which all replicas go, whichever node they ask.
+        let [first, ..] = slots.as_slice() else { return Err(bad("slot")) };
         let (found, known) = (slots.len(), self.slots().count());
         if found != usize::from(known) {
             let why = format!("the database has {found} slots, and had {known} when this server started: restart it");
@@ -363,8 +365,7 @@ impl Tx {
             let node = u128::from(system.cast_unsigned()) << 64 | u128::from(*timeline);
             (history.rotate_left(23) ^ node.wrapping_mul(ODD)).wrapping_mul(ODD)
         };
-        let history = head.history.ok_or_else(|| bad("id"))?.as_u128();
-        let history = Uuid::from_u128(nodes.iter().fold(history, mix));
+        let history = Uuid::from_u128(nodes.iter().fold(history.as_u128(), mix));
         let timeline = nodes.iter().map(|(_, timeline)| *timeline).max().unwrap_or_default();
         let snapshots = slots.iter().map(|row| {
             let snapshot = row.snapshot.parse().map_err(|()| bad("snapshot"))?;
@@ -373,7 +374,7 @@ impl Tx {
         Ok(FeedPresent {
             origin: FeedOrigin { history, timeline },
             snapshots: snapshots.collect::<Result<_, Error>>()?,
-            at: from_pg(head.at),
+            at: from_pg(first.read_at),
             connection: self.connection(),
         })
     }
@@ -466,21 +467,22 @@ statement_with_history! {
      FROM pg_logical_emit_message(true, 'sessiond', ''::text)"
 }
 
-statement_with_history! {
-    /// What the coordinator of a divided database has: the time, and the history.
-    FeedHead -> HeadRow =
-    "SELECT clock_timestamp() AS at, " HISTORY ""
+statement! {
+    /// The history of a divided database: the same at every node, and another one than that of a copy beside it. Copies on other
+    /// servers differ by their nodes.
+    FeedHistory -> Uuid as sql::Uuid =
+    "SELECT md5(concat_ws(' ', id, current_database()))::uuid FROM feed_histories ORDER BY began_at DESC, id LIMIT 1"
 }
 
 // The next three read each slot at the node that has it. Only functions in the list of columns run there: one in FROM, and one
-// in a subquery, run at the coordinator, whose transactions have nothing to do with those of the nodes.
+// in a subquery, run at the node that is asked, whose transactions have nothing to do with those of the others.
 
 statement! {
     /// As [`FeedWritersRead`], for several slots.
     SlotWritersRead -> SlotWriterRow =
-    "SELECT p.slot, (pg_control_system()).system_identifier AS system, pg_current_snapshot()::text AS snapshot,
-         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, w.id AS writer, coalesce(w.last, r.seq, 0) AS seq,
-         r.access_expires_at
+    "SELECT p.slot, (pg_control_system()).system_identifier AS system, clock_timestamp() AS read_at,
+         pg_current_snapshot()::text AS snapshot, left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline,
+         w.id AS writer, coalesce(w.last, r.seq, 0) AS seq, r.access_expires_at
      FROM slots AS p LEFT JOIN feed_writers AS w ON w.slot = p.slot
          LEFT JOIN LATERAL (SELECT seq, access_expires_at FROM revocations
              WHERE slot = w.slot AND writer = w.id AND writer <> 0 ORDER BY seq DESC LIMIT 1) AS r ON true"
@@ -489,10 +491,11 @@ statement! {
 statement! {
     /// As [`FeedNext`], for several slots. At most `rows_max` entries of each.
     SlotFeedNext -> SlotNextRow =
-    "SELECT p.slot, (pg_control_system()).system_identifier AS system, pg_current_snapshot()::text AS snapshot,
-         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, r.writer, r.seq, r.id, r.project_id, r.user_id, r.at,
-         r.reason, r.session_id, r.is_impersonation, r.user_epoch, r.spared_session_id, r.project_epoch, r.signing_key_id,
-         r.server_key_id, r.superseded_session_id, r.session_epoch, r.access_expires_at
+    "SELECT p.slot, (pg_control_system()).system_identifier AS system, clock_timestamp() AS read_at,
+         pg_current_snapshot()::text AS snapshot, left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline,
+         r.writer, r.seq, r.id, r.project_id, r.user_id, r.at, r.reason, r.session_id, r.is_impersonation, r.user_epoch,
+         r.spared_session_id, r.project_epoch, r.signing_key_id, r.server_key_id, r.superseded_session_id, r.session_epoch,
+         r.access_expires_at
      FROM slots AS p LEFT JOIN LATERAL (SELECT r.* FROM (SELECT w.slot, w.id, coalesce(k.seq, 0) AS seq FROM feed_writers AS w
              LEFT JOIN unnest("
     [writers: Vec<i64> as sql::Array<sql::BigInt>]
@@ -508,19 +511,10 @@ statement! {
 statement! {
     /// As [`FeedBeat`], for several slots.
     SlotFeedBeat -> SlotBeatRow =
-    "SELECT p.slot, (pg_control_system()).system_identifier AS system, pg_current_snapshot()::text AS snapshot,
-         left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline, pg_current_xact_id()::text::bigint AS xid,
-         pg_logical_emit_message(true, 'sessiond', ''::text) IS NOT NULL AS is_logged
+    "SELECT p.slot, (pg_control_system()).system_identifier AS system, clock_timestamp() AS read_at,
+         pg_current_snapshot()::text AS snapshot, left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline,
+         pg_current_xact_id()::text::bigint AS xid, pg_logical_emit_message(true, 'sessiond', ''::text) IS NOT NULL AS is_logged
      FROM slots AS p"
-}
-
-/// See [`FeedHead`].
-#[derive(QueryableByName)]
-struct HeadRow {
-    #[diesel(sql_type = sql::Timestamptz)]
-    at: PgTimestamp,
-    #[diesel(sql_type = sql::Nullable<sql::Uuid>)]
-    history: Option<Uuid>,
 }
 
 /// What the node of a slot shows.
@@ -530,6 +524,8 @@ struct SlotRow {
     slot: i16,
     #[diesel(sql_type = sql::BigInt)]
     system: i64,
+    #[diesel(sql_type = sql::Timestamptz)]
+    read_at: PgTimestamp,
     #[diesel(sql_type = sql::Text)]
     snapshot: String,
     #[diesel(sql_type = sql::Text)]

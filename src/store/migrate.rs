@@ -27,6 +27,7 @@ use super::Error;
 use super::Store;
 use super::connect::Opened;
 use super::distribute::ONE_CONNECTION;
+use super::distribute::is_worker;
 use super::distribute::place_new;
 use super::refused::CannotConnect;
 use super::wire::BEGIN;
@@ -86,6 +87,11 @@ pub enum MigrateError {
     /// The database is no Citus cluster.
     #[error("the database is not the coordinator of a Citus cluster: run CREATE EXTENSION citus in it, on every node")]
     NotCitus,
+    /// The database is a worker of a Citus cluster.
+    #[error(
+        "the database is a worker of a Citus cluster: migrate with the address of the coordinator, which changes every node"
+    )]
+    Worker,
     /// The Citus cluster has no node for the tables.
     #[error("the Citus cluster has no node for the tables: add workers with SELECT citus_add_node('HOST', PORT)")]
     NoNodes,
@@ -317,6 +323,9 @@ impl Store {
     pub(super) async fn acquire_lock(&self, wait: Duration) -> Result<LockSession, MigrateError> {
         let lock = LockSession(self.target.connect_alone().await?.client);
         let failed = |error: tokio_postgres::Error| MigrateError::Lock(error.into());
+        if is_worker(&lock.0).await.map_err(failed)? {
+            return Err(MigrateError::Worker);
+        }
         let begin = format!("{}; SET LOCAL idle_in_transaction_session_timeout = 0", BEGIN);
         lock.0.batch_execute(&begin).await.map_err(failed)?;
         let (began, mut logged_at) = (Instant::now(), None::<Instant>);

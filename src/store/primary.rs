@@ -39,17 +39,18 @@ struct ServerTimeline {
 }
 
 impl ServerTimeline {
-    /// Whether another server has taken over from this one.
-    fn is_deposed_by(self, newest: Option<Self>) -> bool {
-        newest.is_some_and(|newest| newest.system == self.system && newest.timeline > self.timeline)
+    /// The server of the same cluster that has taken over from this one, if one has.
+    fn deposed_by(self, newest: &[Self]) -> Option<Self> {
+        newest.iter().copied().find(|newest| newest.system == self.system && newest.timeline > self.timeline)
     }
 }
 
 /// The newest primary and its durability, across all hosts.
 pub(super) struct PrimaryWatch {
     required_durability: RequiredDurability,
-    /// The server with the highest timeline ever found. One with a lower timeline was deposed, whatever it reports.
-    newest: watch::Sender<Option<ServerTimeline>>,
+    /// The server with the highest timeline ever found, of each cluster that the hosts belong to: the nodes of a divided database
+    /// are clusters of their own. One with a lower timeline was deposed, whatever it reports.
+    newest: watch::Sender<Vec<ServerTimeline>>,
     /// The durability when last checked.
     durability: watch::Sender<Durability>,
     /// The insufficient durability of the last refused host.
@@ -72,7 +73,7 @@ impl PrimaryWatch {
     pub(super) fn new(required_durability: RequiredDurability) -> Self {
         Self {
             required_durability,
-            newest: watch::Sender::new(None),
+            newest: watch::Sender::new(vec![]),
             durability: watch::Sender::new(Durability::Kept),
             refused_as: Mutex::default(),
         }
@@ -146,12 +147,14 @@ impl PrimaryWatch {
         let identity = server.identity;
         let (mut deposed, mut before) = (None, None);
         self.newest.send_if_modified(|newest| {
-            deposed = newest.filter(|newest| identity.is_deposed_by(Some(*newest)));
-            let is_new = deposed.is_none() && *newest != Some(identity);
-            if is_new {
-                before = newest.replace(identity);
+            deposed = identity.deposed_by(newest);
+            if deposed.is_some() || newest.contains(&identity) {
+                return false;
             }
-            is_new
+            before = newest.last().copied();
+            newest.retain(|other| other.system != identity.system);
+            newest.push(identity);
+            true
         });
         if let Some(before) = before {
             let (timeline, before) = (identity.timeline, before.timeline);
@@ -165,13 +168,13 @@ impl PrimaryWatch {
 
     /// Whether the server of a connection is still the primary.
     pub(super) fn is_current(&self, server: &ServerRef) -> bool {
-        !server.identity.is_deposed_by(*self.newest.borrow())
+        server.identity.deposed_by(&self.newest.borrow()).is_none()
     }
 
     /// Waits until another server has taken over.
     pub(super) async fn superseded(&self, server: &ServerRef) {
         let mut newest = self.newest.subscribe();
-        if newest.wait_for(|newest| server.identity.is_deposed_by(*newest)).await.is_err() {
+        if newest.wait_for(|newest| server.identity.deposed_by(newest).is_some()).await.is_err() {
             std::future::pending().await
         }
     }

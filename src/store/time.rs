@@ -2,12 +2,14 @@
 
 use diesel::dsl::sql;
 use diesel::pg::data_types::PgTimestamp;
+use diesel::sql_types as types;
 use diesel::sql_types::Timestamptz;
 
 use super::Store;
 use super::Tx;
 use super::columns::from_pg;
 use super::error::Error;
+use super::statement::statement;
 use sessiond_core::clock::Clock;
 use sessiond_core::clock::Timestamp;
 
@@ -41,8 +43,19 @@ impl Tx {
     ///
     /// Fails if the database is unavailable.
     pub async fn time(&mut self) -> Result<Timestamp, Error> {
-        let rows: Vec<PgTimestamp> = self.load(diesel::select(sql::<Timestamptz>("clock_timestamp()"))).await?;
+        let rows = match self.slots().is_divided() {
+            true => self.rows(SlotTime { slot: self.slots().all().start().to_column() }).await?,
+            false => self.load(diesel::select(sql::<Timestamptz>("clock_timestamp()"))).await?,
+        };
         let bad = || Error::Inconsistent { table: "clock", column: "clock_timestamp", row: "the only one".to_owned() };
         rows.into_iter().next().map(from_pg).ok_or_else(bad)
     }
+}
+
+statement! {
+    /// The time of a divided database, whichever node is asked: that of the node with the first slot.
+    SlotTime -> PgTimestamp as types::Timestamptz =
+    "SELECT clock_timestamp() FROM slots WHERE slot = "
+    [slot: i16 as types::SmallInt]
+    ""
 }

@@ -1,14 +1,22 @@
 //! The tests against a Citus cluster that is there already: `SESSIOND_TEST_DATABASE_URL` names a database at its coordinator in
 //! which the nodes are registered. Each test gets a database of its own on every node, a copy of one migrated and divided template.
+//! The servers of the tests take turns: each asks another node.
 
 use std::{
     collections::VecDeque,
     io::Write as _,
-    sync::{Mutex, OnceLock},
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
-use sessiond::{store::Store, telemetry::Metrics};
+use secrecy::ExposeSecret as _;
+use sessiond::{
+    store::{Options, Store},
+    telemetry::Metrics,
+};
 
 use super::database::{Database, connect, rows};
 
@@ -51,7 +59,37 @@ pub fn cluster() -> Option<&'static str> {
     Some(url)
 }
 
+/// These options, by way of the next node of the cluster if they name a database of a test there, and no place to listen: it listens
+/// at the coordinator.
+pub fn by_next_node(options: &Options) -> Options {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let ways = || Some(Divided::get(url()?).ways(options.url.expose_secret()));
+    match ways() {
+        Some(ways) if !ways.is_empty() && options.listen_url.is_none() => {
+            by(options, &ways[NEXT.fetch_add(1, Ordering::Relaxed) % ways.len()])
+        }
+        _ => options.clone(),
+    }
+}
+
+/// These options, by way of the node with this URL.
+pub fn by(options: &Options, node: &str) -> Options {
+    let coordinator = options.listen_url.clone().unwrap_or_else(|| options.url.clone());
+    Options { url: node.to_owned().into(), listen_url: Some(coordinator), ..options.clone() }
+}
+
 impl Divided {
+    /// The URLs by which a database of a test is reached, given that at the coordinator: one for each node. None if it is another
+    /// database.
+    pub fn ways(&self, url: &str) -> Vec<String> {
+        let (before, after) = self.nodes[0].split_once("DATABASE").expect("has a place for the name");
+        let name = url.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+        let name = name.filter(|name| {
+            name.starts_with("test_") && name.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
+        });
+        name.map_or(vec![], |name| self.nodes.iter().map(|node| at(node, name)).collect())
+    }
+
     /// Prepares the template, once.
     pub fn get(url: &str) -> &'static Self {
         static CLUSTER: OnceLock<Divided> = OnceLock::new();

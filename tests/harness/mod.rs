@@ -4,7 +4,7 @@
 pub mod database;
 
 /// A Citus cluster in place of the shared Postgres.
-mod divided;
+pub mod divided;
 
 /// The three protocols, behind one interface.
 pub mod wire;
@@ -222,7 +222,7 @@ impl Service {
     ) -> Self {
         let metrics = Metrics::default();
         let (tracer, spans) = Tracer::new(0.0, metrics.clone());
-        let store = Store::new(options, metrics.clone()).expect("a good URL");
+        let store = Store::new(&divided::by_next_node(options), metrics.clone()).expect("a good URL");
         store.correct(&clock).await.expect("the database tells the time");
         let keys = KeyCache::new(store.clone(), Sealer::new(&sealing_key, None));
         let app = App::new(store.clone(), keys, Issuer::new(ISSUER), clock.clone()).with_rates(&rates, metrics.clone());
@@ -265,7 +265,8 @@ impl Service {
 
     /// Another process on the same database, with the same clock and its own key cache: an operator's command.
     pub fn operator(&self) -> App {
-        let store = Store::new(&options(&self.database.url), Metrics::default()).expect("a good URL");
+        let options = divided::by_next_node(&options(&self.database.url));
+        let store = Store::new(&options, Metrics::default()).expect("a good URL");
         let keys = KeyCache::new(store.clone(), Sealer::new(&self.sealing_key, None));
         App::new(store, keys, Issuer::new(ISSUER), self.clock.clone())
     }
