@@ -77,7 +77,7 @@ async fn a_divided_database_is_upgraded() {
     }
     let replica = service.replica().await;
     let slots: BTreeSet<_> = service.database.lines("SELECT slot FROM sessions").await.into_iter().collect();
-    assert!(slots.len() > 10, "{slots:?}");
+    assert!(slots.len() * 2 > service.database.slots().await.len().min(20), "{slots:?}");
     for (session, token) in sessions.iter().zip(&tokens) {
         replica.revoke_current(Wire::Grpc, bearer(token)).await.expect("signs out");
         assert!(!replica.is_live(session).await);
@@ -98,12 +98,14 @@ async fn every_node_gets_its_settings() {
     assert_eq!(database.lines(&of_all_nodes).await, expected);
     let store = Store::new(&options(&database.url), Metrics::default()).expect("a good URL");
     let wait = Duration::from_secs(60);
-    assert!(store.distribute(wait).await.expect("nothing to do").is_empty());
+    assert!(store.distribute(None, wait).await.expect("nothing to do").is_empty());
+    let message = store.distribute(Some(1_000), wait).await.expect_err("has others").to_string();
+    assert!(message.contains("slots, not 1000, and that cannot be changed"), "{message}");
     let reset = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET ALL', current_database()); END $$";
     database.run(reset).await;
     assert_ne!(database.lines(&of_all_nodes).await, expected);
     assert_eq!(
-        store.distribute(wait).await.expect("is the owner"),
+        store.distribute(None, wait).await.expect("is the owner"),
         ["off on every node: jit", "off on every node: enable_seqscan"]
     );
     assert_eq!(database.lines(&of_all_nodes).await, expected);
@@ -146,7 +148,7 @@ async fn servers_ask_any_node() {
     assert!(!servers[0].store.diagnose().await.expect("answers").is_worker);
     assert!(at_worker.pending_migrations().await.expect("knows the migrations").is_empty());
     let wait = Duration::from_secs(60);
-    for refused in [at_worker.migrate().await.map(drop), at_worker.distribute(wait).await.map(drop)] {
+    for refused in [at_worker.migrate().await.map(drop), at_worker.distribute(None, wait).await.map(drop)] {
         let message = refused.expect_err("is a worker").to_string();
         assert!(message.contains("worker of a Citus cluster"), "{message}");
     }
@@ -167,7 +169,48 @@ async fn a_worker_that_does_not_know_all_tables_is_refused() {
     assert!(refused.contains("does not know all tables: run `sessiond migrate --distribute`"), "{refused}");
     let coordinator = at(&database.url).expect("a good URL");
     assert!(coordinator.pending_migrations().await.expect("has the tables").is_empty());
-    let done = coordinator.distribute(Duration::from_secs(60)).await.expect("is the coordinator");
+    let done = coordinator.distribute(None, Duration::from_secs(60)).await.expect("is the coordinator");
     assert_eq!(done.len(), 3, "{done:?}");
     assert!(at(&ways[1]).expect("a good URL").pending_migrations().await.expect("knows them").is_empty());
+}
+
+/// A worker that does not know yet how a move was decided reads the old copy: until it knows, what it reads is not fresh.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_does_not_know_of_a_move_is_not_fresh() {
+    let Some(database) = Database::create_on_cluster("undecided").await else { return };
+    let url = divided::url().expect("there is a cluster");
+    let ways = Divided::get(url).ways(&database.url);
+    let by = |way: &str| divided::by(&options(&ways[0]), way);
+    let at_worker = Service::start_by(database, &by(&ways[1])).await;
+    let beside = at_worker.replica_with(by(&ways[2])).await;
+    let worker = Database { url: ways[1].clone() };
+    worker
+        .run_each(&[
+            "BEGIN",
+            "UPDATE pg_dist_placement SET shardid = shardid WHERE false",
+            "PREPARE TRANSACTION 'move'",
+        ])
+        .await;
+    eventually("not fresh", async || !at_worker.app.feed().is_trusted()).await;
+    assert!(beside.app.feed().is_trusted(), "of another node");
+    worker.run("ROLLBACK PREPARED 'move'").await;
+    eventually("fresh again", async || at_worker.app.feed().is_trusted()).await;
+}
+
+/// The extension alone changes nothing, and a cluster without workers has nothing to divide.
+#[tokio::test(flavor = "multi_thread")]
+async fn citus_without_workers_is_one_postgres() {
+    let Some(database) = Database::create_on_cluster("alone").await else { return };
+    let (server, _) = database.url.rsplit_once('/').expect("a URL with a database");
+    database.run("CREATE DATABASE empty_without").await;
+    let alone = Database { url: format!("{server}/empty_without") };
+    alone.run("CREATE EXTENSION citus").await;
+    let store = Store::new(&options(&alone.url), Metrics::default()).expect("a good URL");
+    assert!(!store.migrate().await.expect("is no worker").is_empty());
+    assert!(!store.diagnose().await.expect("answers").is_worker);
+    let message = store.distribute(None, Duration::from_secs(60)).await.expect_err("has no workers").to_string();
+    assert!(message.contains("no node for the tables"), "{message}");
+    let options = options(&alone.url);
+    let service = Service::start_by(alone, &options).await;
+    service.sign_in("ada", "phone").await.sign_out().await.expect("signs out");
 }

@@ -52,11 +52,12 @@ const ASIDE_MAX: f64 = 5_000.0;
 const FEED: &str = "WITH present AS";
 
 /// The beginnings of the statements that only a divided database gets.
-const DIVIDED: [&str; 5] = [
+const DIVIDED: [&str; 6] = [
     "SELECT p.slot, (pg_control_system())",
     "SELECT md5(concat_ws(' ', id, current_database()))",
     "SELECT clock_timestamp() FROM slots",
     "SELECT pg_notify(",
+    "SELECT EXISTS (SELECT FROM pg_locks",
     "SELECT current_setting('fsync') AS fsync",
 ];
 

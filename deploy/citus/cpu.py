@@ -133,7 +133,7 @@ def main():
     with open(home / "log", "w+", encoding="utf-8") as log:
         for name, nodes in (("sessiond_cpu_one", arguments.nodes[:1]), ("sessiond_cpu_divided", arguments.nodes)):
             ask = arguments.ask if nodes[1:] else "coordinator"
-            database = Database(name, nodes, str(Path(arguments.sessiond).resolve()), log, ask, replica_count=1)
+            database = Database(name, nodes, str(Path(arguments.sessiond).resolve()), log, ask, replica_count=1, slots=arguments.slots)
             try:
                 database.start()
                 measured = Measured(database)

@@ -37,6 +37,7 @@ def add_nodes_to(arguments):
         default="all",
         help="the nodes that the replicas of sessiond ask, one each in turn (default: %(default)s)",
     )
+    arguments.add_argument("--slots", type=int, metavar="COUNT", help="into how many slots the database is divided")
 
 
 class Node:
@@ -97,10 +98,11 @@ class Node:
 class Database:
     """A database on every node, with replicas of sessiond. Without workers it is one on the coordinator, not divided."""
 
-    def __init__(self, name, nodes, sessiond, log, ask, replica_count):
+    def __init__(self, name, nodes, sessiond, log, ask, replica_count, slots=None):
         self.name, self.nodes, self.sessiond, self.log = name, nodes, sessiond, log
         self.asked = {"all": nodes, "coordinator": nodes[:1], "workers": nodes[1:]}[ask]
         self.coordinator, self.workers, self.replica_count = nodes[0], nodes[1:], replica_count
+        self.division = ["--distribute", *(["--slots", str(slots)] if slots else [])] if self.workers else []
         self.replicas, self.key, self.admin_key, self.other_key = [], None, None, None
 
     def url(self, node):
@@ -132,7 +134,7 @@ class Database:
             printed = command("server-key", "create", "--project", project, *words)
             return next(word for word in printed.split() if word.startswith("sdsk_"))
 
-        command("migrate", *(["--distribute"] if self.workers else []))
+        command("migrate", *self.division)
         for project in (PROJECT, OTHER):
             command("project", "create", project)
         self.key, self.other_key = server_key(PROJECT), server_key(OTHER)

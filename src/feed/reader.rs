@@ -252,11 +252,17 @@ async fn listen(broadcaster: &Broadcaster, store: &Store, replica: Uuid) {
 
 /// Rings the other replicas' doorbells when this one has revoked something.
 async fn ring(broadcaster: &Broadcaster, store: &Store, replica: Uuid) {
+    let mut retry = RETRY;
     loop {
         broadcaster.to_ring.notified().await;
-        // If it fails, the other replicas poll.
-        let _ = store.ring(replica).await;
-        sleep(READING_INTERVAL_MIN).await;
+        match store.ring(replica).await {
+            Ok(()) => {
+                retry.reset();
+                sleep(READING_INTERVAL_MIN).await;
+            }
+            // The other replicas poll. Each attempt costs a connection: in a divided database only the coordinator may be down.
+            Err(_) => sleep(retry.next(clock::random_u32())).await,
+        }
     }
 }
 

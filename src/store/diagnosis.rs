@@ -157,6 +157,7 @@ impl Store {
         let ask = try_join(opened.client.simple_query(&query), is_worker(&opened.client));
         let answer = timeout(self.operation_timeout, ask).await;
         let (answer, is_worker) = answer.map_err(|_| Error::late(OPERATION))?.map_err(|error| away(error.into()))?;
+        let is_worker = is_worker && self.target.slots().is_divided();
         let row = answer.into_iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(FactRow(row)),
             _ => None,

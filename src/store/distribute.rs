@@ -49,12 +49,12 @@ const EMPTY: [&str; 5] = ["users", "sessions", "session_requests", "revocations"
 const FUNCTION: &str = "sessions_revoke(text[], uuid[], timestamptz[], smallint[], uuid[], smallint[], uuid[], text[], \
      integer, bigint, smallint, boolean)";
 
-/// Settings of the database that are off on each node: those of a connection hold at the coordinator alone. With `jit`, a reading of
+/// Settings of the database that are off on each node: those of a connection hold at the node that is asked. With `jit`, a reading of
 /// the feed takes 320 ms of processor time in place of 26.
 const OFF_ON_NODES: [&str; 2] = ["jit", "enable_seqscan"];
 
-/// How many slots a divided database has: as many nodes as there may ever be.
-const SLOTS: u16 = 32;
+/// How many slots a divided database has by default: as many nodes as there may ever be.
+const SLOTS_DEFAULT: u16 = 32;
 
 /// The oldest supported major version of Citus: the one that was tested.
 const CITUS_MIN: u32 = 13;
@@ -149,13 +149,7 @@ pub(super) async fn place_new(connection: &mut AsyncPgConnection) -> Result<(), 
     let knows_all = diesel::dsl::sql::<diesel::sql_types::Bool>(&is_known_everywhere(MIGRATIONS));
     let answers: Vec<(bool, bool)> = diesel::select((is_local, knows_all)).load(connection).await?;
     let (is_local, knows_all) = answers.into_iter().next().unwrap_or_default();
-    let facts = facts.concat();
-    let tables = parse(&facts);
-    let mut statements = missing(&tables);
-    // Otherwise servers of an earlier release may run, which would refuse this.
-    if knows_all {
-        statements.extend(LOCAL.iter().filter(|table| is_missing(&tables, table)).map(|table| local_statement(table)));
-    }
+    let mut statements = missing(&parse(&facts.concat()), knows_all);
     if is_local {
         statements.extend(function_statements());
     }
@@ -165,20 +159,17 @@ pub(super) async fn place_new(connection: &mut AsyncPgConnection) -> Result<(), 
     Ok(())
 }
 
-/// The statements that give tables their place that have none, except those of the coordinator.
-fn missing(tables: &Tables<'_>) -> Vec<String> {
-    let is_missing = |name: &&&str| is_missing(tables, name);
+/// The statements that give tables their place that have none. Those of the coordinator only if every node knows the others:
+/// otherwise servers of an earlier release may run, which would refuse this.
+fn missing(tables: &Tables<'_>, knows_all: bool) -> Vec<String> {
+    let is_missing = |name: &&&str| tables.get(**name).is_some_and(|layout| !is_managed(layout));
+    let local = LOCAL.iter().filter(|_| knows_all).filter(is_missing).map(|table| local_statement(table));
     let reference = REFERENCE.iter().filter(is_missing).map(|table| reference_statement(table));
     let distributed = DISTRIBUTED
         .iter()
         .filter(is_missing)
         .flat_map(|table| [distributed_statement(table, DISTRIBUTED[0]), check_statement(table)]);
-    reference.chain(distributed).collect()
-}
-
-/// Whether a table exists and has no place yet.
-fn is_missing(tables: &Tables<'_>, name: &str) -> bool {
-    tables.get(name).is_some_and(|layout| !is_managed(layout))
+    local.chain(reference).chain(distributed).collect()
 }
 
 fn local_statement(table: &str) -> String {
@@ -260,18 +251,26 @@ async fn rows(client: &Client, query: &str) -> Result<Vec<Vec<String>>, tokio_po
 }
 
 impl Store {
-    /// Divides the database among the nodes of its Citus cluster, in one transaction, unless it is divided already. Then gives each
-    /// node the settings it lacks. Waits at most `wait` for a migration. Returns what was done.
+    /// Divides the database among the nodes of its Citus cluster, in one transaction, unless it is divided already: into `slots`, or
+    /// into 32. Then gives each node the settings it lacks. Waits at most `wait` for a migration. Returns what was done.
     ///
     /// # Errors
     ///
-    /// Fails if it is no Citus cluster, if there is a user already, or if the role may not change a node's settings.
-    pub async fn distribute(&self, wait: Duration) -> Result<Vec<String>, MigrateError> {
+    /// Fails if it is no Citus cluster, if there is a user already, if it is divided into another number of slots, or if the role may
+    /// not change a node's settings.
+    pub async fn distribute(&self, slots: Option<u16>, wait: Duration) -> Result<Vec<String>, MigrateError> {
         let _lock = self.acquire_lock(wait).await?;
         let Opened { client, .. } = self.target.connect_alone().await?;
+        if is_worker(&client).await.map_err(failed)? {
+            return Err(MigrateError::Worker);
+        }
         let mut done = vec![];
-        if !self.target.slots().is_divided() {
-            divide(&client).await?;
+        if let Some(has) = self.target.slots().of_divided() {
+            if let Some(wanted) = slots.filter(|wanted| *wanted != has) {
+                return Err(MigrateError::OtherSlots { has, wanted });
+            }
+        } else {
+            divide(&client, slots.unwrap_or(SLOTS_DEFAULT)).await?;
             done.push(format!("on every node: {}", REFERENCE.join(", ")));
             done.push(format!("distributed by slot: {}", DISTRIBUTED.join(", ")));
             done.push("runs on the node of its slot: sessions_revoke()".to_owned());
@@ -283,6 +282,8 @@ impl Store {
                 _ => ("on the coordinator, known to every node", local_statement(table)),
             };
             if is_true(&client, &format!("NOT {}", is_known_everywhere(table))).await.map_err(failed)? {
+                // Servers may run, and hold it for a moment.
+                let statement = format!("{BEGIN}; SET LOCAL lock_timeout = 0; {statement}; COMMIT");
                 client.batch_execute(&statement).await.map_err(failed)?;
                 done.push(format!("{place}: {table}"));
             }
@@ -307,10 +308,10 @@ fn is_known_everywhere(table: &str) -> String {
 ///
 /// Fails if the server does not answer.
 pub(super) async fn is_worker(client: &Client) -> Result<bool, tokio_postgres::Error> {
-    // Not every server has the function, nor does every version of Citus.
-    let can_tell =
-        is_true(client, "pg_catalog.to_regprocedure('pg_catalog.citus_is_coordinator()') IS NOT NULL").await?;
-    Ok(can_tell && !is_true(client, "pg_catalog.citus_is_coordinator()").await?)
+    // A server of a cluster without other nodes is none, though Citus does not call it a coordinator.
+    let is_node = "EXISTS (SELECT FROM pg_catalog.pg_dist_local_group WHERE groupid <> 0)";
+    let has_groups = "pg_catalog.to_regclass('pg_catalog.pg_dist_local_group') IS NOT NULL";
+    Ok(is_true(client, has_groups).await? && is_true(client, is_node).await?)
 }
 
 fn failed(error: tokio_postgres::Error) -> MigrateError {
@@ -324,7 +325,7 @@ async fn is_true(client: &Client, question: &str) -> Result<bool, tokio_postgres
 }
 
 /// Divides the tables, in one transaction.
-async fn divide(client: &Client) -> Result<(), MigrateError> {
+async fn divide(client: &Client, slots: u16) -> Result<(), MigrateError> {
     if !is_true(client, HAS_CITUS).await.map_err(failed)? {
         return Err(MigrateError::NotCitus);
     }
@@ -338,7 +339,7 @@ async fn divide(client: &Client) -> Result<(), MigrateError> {
         }
     }
     // One by one: Citus passes the text of some on to the workers as it was sent. Dropped halfway, nothing is done.
-    for statement in statements() {
+    for statement in statements(slots) {
         client.batch_execute(&statement).await.map_err(failed)?;
     }
     Ok(())
@@ -373,11 +374,11 @@ async fn switch_off_on_nodes(client: &Client, name: &'static str) -> Result<bool
 }
 
 /// The statements that divide a database, as one transaction.
-fn statements() -> Vec<String> {
+fn statements(slots: u16) -> Vec<String> {
     let mut all = vec![
         BEGIN.to_owned(),
         ONE_CONNECTION.to_owned(),
-        format!("SET LOCAL citus.shard_count = {SLOTS}"),
+        format!("SET LOCAL citus.shard_count = {slots}"),
         "SET LOCAL citus.shard_replication_factor = 1".to_owned(),
         "SET LOCAL lock_timeout = 0".to_owned(),
         "SET LOCAL idle_in_transaction_session_timeout = 0".to_owned(),
@@ -391,7 +392,7 @@ fn statements() -> Vec<String> {
     for (at, table) in DISTRIBUTED.iter().enumerate() {
         all.push(distributed_statement(table, if at == 0 { "none" } else { DISTRIBUTED[0] }));
     }
-    all.push(format!("INSERT INTO slots SELECT pg_catalog.generate_series(1, {SLOTS})"));
+    all.push(format!("INSERT INTO slots SELECT pg_catalog.generate_series(1, {slots})"));
     all.extend(DISTRIBUTED.map(check_statement));
     all.extend(function_statements());
     all.push("COMMIT".to_owned());
@@ -450,14 +451,16 @@ mod tests {
             _ => as_distributed(name),
         });
         assert_eq!(layout_of(&before), Ok(Layout::Divided));
-        assert!(missing(&parse(&before)).is_empty());
+        assert!(missing(&parse(&before), true).is_empty());
         let created = facts(|name| match name {
-            "audit_events" | "server_keys" => format!("{name} - - - -"),
+            "audit_events" | "server_keys" | "feed_beacons" => format!("{name} - - - -"),
             _ => as_distributed(name),
         });
         assert!(layout_of(&created).is_err(), "no server may use it as it is");
+        let local = "SELECT citus_add_local_table_to_metadata('feed_beacons')";
+        assert!(missing(&parse(&created), true).iter().any(|statement| statement == local));
         assert_eq!(
-            missing(&parse(&created)),
+            missing(&parse(&created), false),
             [
                 "SELECT create_reference_table('server_keys')",
                 "SELECT create_distributed_table('audit_events', 'slot', colocate_with => 'slots')",

@@ -69,21 +69,26 @@ impl Store {
         let opened = opened.map_err(|_| Error::late("doorbell"))?.map_err(|error| away(error.into()))?;
         // The separate listen URL leads to Postgres itself, or through a pooler in session mode.
         let is_shared = opened.backend.state().is_shared() && Arc::ptr_eq(&self.listening, &self.target);
-        let is_at_worker = timeout(patience, is_worker(&opened.client)).await.map_err(|_| Error::late("doorbell"))?;
-        let is_at_worker = is_at_worker.map_err(|error| away(error.into()))?;
+        let is_at_worker = async {
+            match self.listening.slots().is_divided() {
+                true => is_worker(&opened.client).await,
+                false => Ok(false),
+            }
+        };
+        let is_at_worker = timeout(patience, is_at_worker).await.map_err(|_| Error::late("doorbell"))?;
         let silent = if is_shared {
-            Some("through the pooler before the database")
-        } else if is_at_worker {
-            Some("at a worker of a divided database")
+            Some("LISTEN does not work through the pooler before the database")
+        } else if is_at_worker.map_err(|error| away(error.into()))? {
+            Some("replicas of a divided database ring at the coordinator, and this is a worker")
         } else {
             None
         };
-        if let Some(place) = silent {
+        if let Some(why) = silent {
             drop(opened);
             if !LOGGED.swap(true, Ordering::Relaxed) {
                 tracing::info!(
-                    "LISTEN does not work {place}: revocations by other replicas are polled, which takes longer. Set \
-                     --database-listen-url to a URL that leads to the primary or the coordinator itself"
+                    "{why}: revocations by other replicas are polled, which takes longer. Set --database-listen-url to a URL \
+                     that leads to the primary or the coordinator itself"
                 );
             }
             sleep(SILENT_RETRY_DELAY).await;

@@ -295,6 +295,13 @@ impl Store {
                 Ok(SlotBeat { slot: row.slot.slot, node: row.slot.system, xid })
             };
             let beats = rows.iter().map(read).collect::<Result<_, Error>>()?;
+            // Behind the beat: what the node knows now, it knows when it reads what the beat is a bound for.
+            if tx.slots().is_divided() && tx.rows(MoveUndecided {}).await? == [true] {
+                return Err(Error::unavailable(
+                    "feed_beat",
+                    "the node that is asked may not know yet where a slot has moved",
+                ));
+            }
             let origin = tx.present(history, rows.into_iter().map(|row| row.slot).collect())?.origin;
             tx.commit((origin, beats)).await
         })
@@ -468,8 +475,8 @@ statement_with_history! {
 }
 
 statement! {
-    /// The history of a divided database: the same at every node, and another one than that of a copy beside it. Copies on other
-    /// servers differ by their nodes.
+    /// The history of a divided database: the same at every node, and another one than that of a copy beside it, which has another
+    /// name. Copies on other servers differ by their nodes.
     FeedHistory -> Uuid as sql::Uuid =
     "SELECT md5(concat_ws(' ', id, current_database()))::uuid FROM feed_histories ORDER BY began_at DESC, id LIMIT 1"
 }
@@ -515,6 +522,15 @@ statement! {
          pg_current_snapshot()::text AS snapshot, left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline,
          pg_current_xact_id()::text::bigint AS xid, pg_logical_emit_message(true, 'sessiond', ''::text) IS NOT NULL AS is_logged
      FROM slots AS p"
+}
+
+statement! {
+    /// Whether the node that is asked has prepared a change of the places of shards, and does not know how it was decided. Until then
+    /// it reads the old copy of a shard that has moved, at a node that looks as alive as the new one.
+    MoveUndecided -> bool as sql::Bool =
+    "SELECT EXISTS (SELECT FROM pg_locks WHERE pid IS NULL AND locktype = 'relation'
+         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+         AND relation = 'pg_catalog.pg_dist_placement'::regclass)"
 }
 
 /// What the node of a slot shows.

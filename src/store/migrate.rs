@@ -98,6 +98,14 @@ pub enum MigrateError {
     /// A table has rows that would have to be assigned to slots.
     #[error("the table {0} has rows: only a database without users can be divided")]
     NotEmpty(&'static str),
+    /// The number of slots is fixed once the database is divided.
+    #[error("the database is divided into {has} slots, not {wanted}, and that cannot be changed")]
+    OtherSlots {
+        /// How many it has.
+        has: u16,
+        /// How many were wanted.
+        wanted: u16,
+    },
     /// The role may not change a setting of a node.
     #[error(
         "cannot switch {name} off on the node {node} ({why}): run ALTER DATABASE … SET {name} = off there as the owner"
@@ -323,7 +331,7 @@ impl Store {
     pub(super) async fn acquire_lock(&self, wait: Duration) -> Result<LockSession, MigrateError> {
         let lock = LockSession(self.target.connect_alone().await?.client);
         let failed = |error: tokio_postgres::Error| MigrateError::Lock(error.into());
-        if is_worker(&lock.0).await.map_err(failed)? {
+        if self.target.slots().is_divided() && is_worker(&lock.0).await.map_err(failed)? {
             return Err(MigrateError::Worker);
         }
         let begin = format!("{}; SET LOCAL idle_in_transaction_session_timeout = 0", BEGIN);

@@ -151,7 +151,7 @@ impl PrimaryWatch {
             if deposed.is_some() || newest.contains(&identity) {
                 return false;
             }
-            before = newest.last().copied();
+            before = newest.iter().copied().find(|other| other.system == identity.system).or(newest.last().copied());
             newest.retain(|other| other.system != identity.system);
             newest.push(identity);
             true

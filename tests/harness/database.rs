@@ -99,7 +99,7 @@ impl Database {
     }
 
     /// Runs statements one by one, on one connection: of several together, Citus passes the whole text on.
-    async fn run_each(&self, statements: &[&str]) {
+    pub async fn run_each(&self, statements: &[&str]) {
         let mut connection = self.connect().await;
         for statement in statements {
             connection.batch_execute(statement).await.expect("runs");

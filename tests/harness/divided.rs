@@ -148,7 +148,8 @@ impl Divided {
         drop(client);
         let store = Store::new(&super::options(&template.url), Metrics::default()).expect("a good URL");
         store.migrate().await.expect("migrates");
-        store.distribute(std::time::Duration::from_secs(60)).await.expect("divides");
+        let slots = std::env::var("SESSIOND_TEST_SLOTS").ok().map(|slots| slots.parse().expect("a number"));
+        store.distribute(slots, std::time::Duration::from_secs(60)).await.expect("divides");
         drop(store);
         for node in &cluster.nodes {
             // The processes of Citus itself must not use it while it is copied.

@@ -23,6 +23,10 @@ pub(crate) struct MigrateArgs {
     /// stop the servers before. Run it again after adding a node.
     #[arg(long)]
     distribute: bool,
+    /// Into how many slots to divide them (default: 32). So many nodes can share the work, and no more, ever: it cannot be changed
+    /// later. Fewer are cheaper, since requests for one slot share a transaction.
+    #[arg(long, requires = "distribute", value_parser = clap::value_parser!(u16).range(2..=1_024), value_name = "COUNT")]
+    slots: Option<u16>,
 }
 
 pub(crate) async fn run(args: MigrateArgs) -> CommandResult {
@@ -34,7 +38,7 @@ pub(crate) async fn run(args: MigrateArgs) -> CommandResult {
     let applied = tokio::spawn(async move { migrating.migrate_within(args.wait).await }).await??;
     let mut lines: Vec<String> = applied.iter().map(|name| format!("applied {name}")).collect();
     if args.distribute {
-        lines.extend(store.distribute(args.wait).await?);
+        lines.extend(store.distribute(args.slots, args.wait).await?);
     }
     Ok(print::done(if lines.is_empty() { "the database is up to date".to_owned() } else { lines.join("\n") })?)
 }

@@ -51,7 +51,7 @@ pub(super) async fn pooler(patient: &Patient) -> Diagnosed {
     let has_listen_url = patient.args.database.pool.database_listen_url.is_some();
     if patient.diagnosis().is_worker && !has_listen_url {
         return Diagnosed::warning(
-            "a worker of a divided database, where LISTEN does not work: revocations of other replicas are found by a poll every 50 ms",
+            "a worker: replicas ring at the coordinator, and revocations of other replicas are found by a poll every 50 to 250 ms",
             "set --database-listen-url to the URL of the coordinator",
         );
     }
