@@ -7,12 +7,7 @@ use sessiond::{
     telemetry::{Metrics, chain},
 };
 
-use crate::harness::{
-    Service, Wire, bearer,
-    database::Database,
-    divided::{self, Divided},
-    eventually, options,
-};
+use crate::harness::{Service, Wire, bearer, database::Database, divided, eventually, options};
 
 /// Reverts the newest migrations by hand, as far as this version: `sessiond` itself only reverts all of them.
 async fn revert(database: &Database, first: &str) {
@@ -115,9 +110,8 @@ async fn every_node_gets_its_settings() {
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_ask_any_node() {
     let Some(database) = Database::create_on_cluster("any").await else { return };
-    let url = divided::url().expect("there is a cluster");
     let all = options(&database.url);
-    let ways = Divided::get(url).ways(&database.url);
+    let ways = divided::ways(&database.url);
     assert!(ways.len() >= 3, "a coordinator and two workers: {ways:?}");
     let first = Service::start_by(database, &divided::by(&all, &ways[1])).await;
     let mut servers = vec![];
@@ -158,8 +152,7 @@ async fn servers_ask_any_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_does_not_know_all_tables_is_refused() {
     let Some(database) = Database::create_on_cluster("uninformed").await else { return };
-    let url = divided::url().expect("there is a cluster");
-    let ways = Divided::get(url).ways(&database.url);
+    let ways = divided::ways(&database.url);
     for table in ["sweeps", "feed_beacons", "__diesel_schema_migrations"] {
         database.run(&format!("SELECT undistribute_table('{table}')")).await;
     }
@@ -178,8 +171,7 @@ async fn a_worker_that_does_not_know_all_tables_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_does_not_know_of_a_move_is_not_fresh() {
     let Some(database) = Database::create_on_cluster("undecided").await else { return };
-    let url = divided::url().expect("there is a cluster");
-    let ways = Divided::get(url).ways(&database.url);
+    let ways = divided::ways(&database.url);
     let by = |way: &str| divided::by(&options(&ways[0]), way);
     let at_worker = Service::start_by(database, &by(&ways[1])).await;
     let beside = at_worker.replica_with(by(&ways[2])).await;
@@ -200,10 +192,10 @@ async fn a_worker_that_does_not_know_of_a_move_is_not_fresh() {
 /// The extension alone changes nothing, and a cluster without workers has nothing to divide.
 #[tokio::test(flavor = "multi_thread")]
 async fn citus_without_workers_is_one_postgres() {
-    let Some(database) = Database::create_on_cluster("alone").await else { return };
-    let (server, _) = database.url.rsplit_once('/').expect("a URL with a database");
-    database.run("CREATE DATABASE empty_without").await;
-    let alone = Database { url: format!("{server}/empty_without") };
+    if divided::url().is_none() {
+        return;
+    }
+    let alone = Database::create_empty().await;
     alone.run("CREATE EXTENSION citus").await;
     let store = Store::new(&options(&alone.url), Metrics::default()).expect("a good URL");
     assert!(!store.migrate().await.expect("is no worker").is_empty());

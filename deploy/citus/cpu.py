@@ -132,8 +132,7 @@ def main():
     home, results = home_directory(), []
     with open(home / "log", "w+", encoding="utf-8") as log:
         for name, nodes in (("sessiond_cpu_one", arguments.nodes[:1]), ("sessiond_cpu_divided", arguments.nodes)):
-            ask = arguments.ask if nodes[1:] else "coordinator"
-            database = Database(name, nodes, str(Path(arguments.sessiond).resolve()), log, ask, replica_count=1, slots=arguments.slots)
+            database = Database(name, nodes, str(Path(arguments.sessiond).resolve()), log, arguments.ask, replica_count=1, slots=arguments.slots)
             try:
                 database.start()
                 measured = Measured(database)

@@ -211,7 +211,7 @@ def main():
     stop_on_signals()
     home = home_directory()
     with open(home / "log", "w+", encoding="utf-8") as log:
-        cluster = Database(DATABASE, arguments.nodes, arguments.sessiond, log, arguments.ask, 2, arguments.slots)
+        cluster = Database(DATABASE, arguments.nodes, arguments.sessiond, log, arguments.ask, replica_count=2, slots=arguments.slots)
         faults = arguments.faults or FAULTS
         run = carry_out(lambda *of: CitusRun(*of, 1), cluster, arguments.guarded, [FAULTS[fault] for fault in faults])
     conclude(run, arguments.json, home)

@@ -100,7 +100,7 @@ class Database:
 
     def __init__(self, name, nodes, sessiond, log, ask, replica_count, slots=None):
         self.name, self.nodes, self.sessiond, self.log = name, nodes, sessiond, log
-        self.asked = {"all": nodes, "coordinator": nodes[:1], "workers": nodes[1:]}[ask]
+        self.asked = {"all": nodes, "coordinator": nodes[:1], "workers": nodes[1:] or nodes}[ask]
         self.coordinator, self.workers, self.replica_count = nodes[0], nodes[1:], replica_count
         self.division = ["--distribute", *(["--slots", str(slots)] if slots else [])] if self.workers else []
         self.replicas, self.key, self.admin_key, self.other_key = [], None, None, None

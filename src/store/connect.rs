@@ -23,6 +23,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::Options;
 use super::backend::Backend;
 use super::distribute::Layout;
+use super::distribute::is_worker;
 use super::host::Host;
 use super::primary::Primary;
 use super::primary::PrimaryWatch;
@@ -176,6 +177,15 @@ impl DatabaseHosts {
     /// How many slots the database has.
     pub(super) const fn slots(&self) -> &SlotCount {
         &self.slots
+    }
+
+    /// Whether a connection leads to a worker of a divided database.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the server does not answer.
+    pub(super) async fn leads_to_worker(&self, client: &Client) -> Result<bool, tokio_postgres::Error> {
+        Ok(self.slots.is_divided() && is_worker(client).await?)
     }
 
     /// The time limit for one host.

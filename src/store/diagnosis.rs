@@ -9,7 +9,6 @@ use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::SimpleQueryRow;
 
 use super::Store;
-use super::distribute::is_worker;
 use super::engine::TABLES;
 use super::error::Error;
 
@@ -154,10 +153,9 @@ impl Store {
         let away = |source| Error::Unavailable { operation: OPERATION, source: Some(source) };
         let opened = self.target.connect_alone().await.map_err(|error| away(error.into()))?;
         let query = query();
-        let ask = try_join(opened.client.simple_query(&query), is_worker(&opened.client));
+        let ask = try_join(opened.client.simple_query(&query), self.target.leads_to_worker(&opened.client));
         let answer = timeout(self.operation_timeout, ask).await;
         let (answer, is_worker) = answer.map_err(|_| Error::late(OPERATION))?.map_err(|error| away(error.into()))?;
-        let is_worker = is_worker && self.target.slots().is_divided();
         let row = answer.into_iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(FactRow(row)),
             _ => None,

@@ -261,9 +261,6 @@ impl Store {
     pub async fn distribute(&self, slots: Option<u16>, wait: Duration) -> Result<Vec<String>, MigrateError> {
         let _lock = self.acquire_lock(wait).await?;
         let Opened { client, .. } = self.target.connect_alone().await?;
-        if is_worker(&client).await.map_err(failed)? {
-            return Err(MigrateError::Worker);
-        }
         let mut done = vec![];
         if let Some(has) = self.target.slots().of_divided() {
             if let Some(wanted) = slots.filter(|wanted| *wanted != has) {
@@ -281,7 +278,7 @@ impl Store {
                 MIGRATIONS => ("on every node", reference_statement(table)),
                 _ => ("on the coordinator, known to every node", local_statement(table)),
             };
-            if is_true(&client, &format!("NOT {}", is_known_everywhere(table))).await.map_err(failed)? {
+            if is_true(&client, &format!("NOT {}", is_known_everywhere(table))).await? {
                 // Servers may run, and hold it for a moment.
                 let statement = format!("{BEGIN}; SET LOCAL lock_timeout = 0; {statement}; COMMIT");
                 client.batch_execute(&statement).await.map_err(failed)?;
@@ -302,16 +299,15 @@ fn is_known_everywhere(table: &str) -> String {
     format!("EXISTS (SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid = pg_catalog.to_regclass('{table}'))")
 }
 
-/// Whether the server is a worker of a Citus cluster: no replica rings there, and the tables may not be changed there.
+/// Whether a server with Citus is a worker of a cluster: no replica rings there, and the tables may not be changed there.
 ///
 /// # Errors
 ///
 /// Fails if the server does not answer.
 pub(super) async fn is_worker(client: &Client) -> Result<bool, tokio_postgres::Error> {
     // A server of a cluster without other nodes is none, though Citus does not call it a coordinator.
-    let is_node = "EXISTS (SELECT FROM pg_catalog.pg_dist_local_group WHERE groupid <> 0)";
-    let has_groups = "pg_catalog.to_regclass('pg_catalog.pg_dist_local_group') IS NOT NULL";
-    Ok(is_true(client, has_groups).await? && is_true(client, is_node).await?)
+    let groups = rows(client, "SELECT FROM pg_catalog.pg_dist_local_group WHERE groupid <> 0").await?;
+    Ok(!groups.is_empty())
 }
 
 fn failed(error: tokio_postgres::Error) -> MigrateError {
@@ -319,22 +315,25 @@ fn failed(error: tokio_postgres::Error) -> MigrateError {
 }
 
 /// The answer to a yes-or-no question.
-async fn is_true(client: &Client, question: &str) -> Result<bool, tokio_postgres::Error> {
-    let answer = rows(client, &format!("SELECT {question}")).await?.concat();
+async fn is_true(client: &Client, question: &str) -> Result<bool, MigrateError> {
+    let answer = rows(client, &format!("SELECT {question}")).await.map_err(failed)?.concat();
     Ok(answer == ["t"])
 }
 
 /// Divides the tables, in one transaction.
 async fn divide(client: &Client, slots: u16) -> Result<(), MigrateError> {
-    if !is_true(client, HAS_CITUS).await.map_err(failed)? {
+    if !is_true(client, HAS_CITUS).await? {
         return Err(MigrateError::NotCitus);
     }
+    if is_worker(client).await.map_err(failed)? {
+        return Err(MigrateError::Worker);
+    }
     let has_nodes = "EXISTS (SELECT FROM pg_dist_node WHERE noderole = 'primary' AND isactive AND shouldhaveshards)";
-    if !is_true(client, has_nodes).await.map_err(failed)? {
+    if !is_true(client, has_nodes).await? {
         return Err(MigrateError::NoNodes);
     }
     for table in EMPTY {
-        if is_true(client, &format!("EXISTS (SELECT FROM {table})")).await.map_err(failed)? {
+        if is_true(client, &format!("EXISTS (SELECT FROM {table})")).await? {
             return Err(MigrateError::NotEmpty(table));
         }
     }

@@ -18,7 +18,6 @@ use uuid::Uuid;
 
 use super::Store;
 use super::connect::DatabaseHosts;
-use super::distribute::is_worker;
 use super::error::Error;
 use super::primary::ServerRef;
 use super::statement::statement;
@@ -69,13 +68,8 @@ impl Store {
         let opened = opened.map_err(|_| Error::late("doorbell"))?.map_err(|error| away(error.into()))?;
         // The separate listen URL leads to Postgres itself, or through a pooler in session mode.
         let is_shared = opened.backend.state().is_shared() && Arc::ptr_eq(&self.listening, &self.target);
-        let is_at_worker = async {
-            match self.listening.slots().is_divided() {
-                true => is_worker(&opened.client).await,
-                false => Ok(false),
-            }
-        };
-        let is_at_worker = timeout(patience, is_at_worker).await.map_err(|_| Error::late("doorbell"))?;
+        let is_at_worker = timeout(patience, self.listening.leads_to_worker(&opened.client)).await;
+        let is_at_worker = is_at_worker.map_err(|_| Error::late("doorbell"))?;
         let silent = if is_shared {
             Some("LISTEN does not work through the pooler before the database")
         } else if is_at_worker.map_err(|error| away(error.into()))? {

@@ -353,13 +353,13 @@ impl Tx {
     fn present(&self, history: Uuid, mut slots: Vec<SlotRow>) -> Result<FeedPresent, Error> {
         slots.sort_unstable_by_key(|row| row.slot);
         slots.dedup_by_key(|row| row.slot);
-        // Its clock is the one by which all replicas go, whichever node they ask.
-        let [first, ..] = slots.as_slice() else { return Err(bad("slot")) };
         let (found, known) = (slots.len(), self.slots().count());
         if found != usize::from(known) {
             let why = format!("the database has {found} slots, and had {known} when this server started: restart it");
             return Err(Error::unavailable(self.operation(), why));
         }
+        // Its clock is the one by which all replicas go, whichever node they ask.
+        let [first, ..] = slots.as_slice() else { return Err(bad("slot")) };
         let mut nodes = slots
             .iter()
             .map(|row| Ok((row.system, u32::from_str_radix(&row.timeline, 16).map_err(|_| bad("timeline"))?)))

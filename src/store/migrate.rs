@@ -27,7 +27,6 @@ use super::Error;
 use super::Store;
 use super::connect::Opened;
 use super::distribute::ONE_CONNECTION;
-use super::distribute::is_worker;
 use super::distribute::place_new;
 use super::refused::CannotConnect;
 use super::wire::BEGIN;
@@ -331,7 +330,7 @@ impl Store {
     pub(super) async fn acquire_lock(&self, wait: Duration) -> Result<LockSession, MigrateError> {
         let lock = LockSession(self.target.connect_alone().await?.client);
         let failed = |error: tokio_postgres::Error| MigrateError::Lock(error.into());
-        if self.target.slots().is_divided() && is_worker(&lock.0).await.map_err(failed)? {
+        if self.target.leads_to_worker(&lock.0).await.map_err(failed)? {
             return Err(MigrateError::Worker);
         }
         let begin = format!("{}; SET LOCAL idle_in_transaction_session_timeout = 0", BEGIN);

@@ -2,7 +2,7 @@
 
 use diesel::dsl::sql;
 use diesel::pg::data_types::PgTimestamp;
-use diesel::sql_types as types;
+use diesel::sql_types::SmallInt;
 use diesel::sql_types::Timestamptz;
 
 use super::Store;
@@ -54,8 +54,8 @@ impl Tx {
 
 statement! {
     /// The time of a divided database, whichever node is asked: that of the node with the first slot.
-    SlotTime -> PgTimestamp as types::Timestamptz =
+    SlotTime -> PgTimestamp as Timestamptz =
     "SELECT clock_timestamp() FROM slots WHERE slot = "
-    [slot: i16 as types::SmallInt]
+    [slot: i16 as SmallInt]
     ""
 }

@@ -63,13 +63,17 @@ pub fn cluster() -> Option<&'static str> {
 /// at the coordinator.
 pub fn by_next_node(options: &Options) -> Options {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let ways = || Some(Divided::get(url()?).ways(options.url.expose_secret()));
-    match ways() {
-        Some(ways) if !ways.is_empty() && options.listen_url.is_none() => {
-            by(options, &ways[NEXT.fetch_add(1, Ordering::Relaxed) % ways.len()])
-        }
-        _ => options.clone(),
+    let ways = ways(options.url.expose_secret());
+    if ways.is_empty() || options.listen_url.is_some() {
+        return options.clone();
     }
+    by(options, &ways[NEXT.fetch_add(1, Ordering::Relaxed) % ways.len()])
+}
+
+/// The URLs by which a database of a test is reached, given that at the coordinator: one for each node. None if it is another
+/// database, or if there is no cluster.
+pub fn ways(database_url: &str) -> Vec<String> {
+    url().map_or(vec![], |url| Divided::get(url).ways(database_url))
 }
 
 /// These options, by way of the node with this URL.
@@ -79,9 +83,8 @@ pub fn by(options: &Options, node: &str) -> Options {
 }
 
 impl Divided {
-    /// The URLs by which a database of a test is reached, given that at the coordinator: one for each node. None if it is another
-    /// database.
-    pub fn ways(&self, url: &str) -> Vec<String> {
+    /// See [`ways`].
+    fn ways(&self, url: &str) -> Vec<String> {
         let (before, after) = self.nodes[0].split_once("DATABASE").expect("has a place for the name");
         let name = url.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
         let name = name.filter(|name| {

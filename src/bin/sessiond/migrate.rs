@@ -23,8 +23,8 @@ pub(crate) struct MigrateArgs {
     /// stop the servers before. Run it again after adding a node.
     #[arg(long)]
     distribute: bool,
-    /// Into how many slots to divide them (default: 32). So many nodes can share the work, and no more, ever: it cannot be changed
-    /// later. Fewer are cheaper, since requests for one slot share a transaction.
+    /// The number of slots to divide them into (default: 32). A slot is on one node, so it is also the greatest number of nodes that
+    /// can share the work. It cannot be changed later. Fewer slots are cheaper: requests for the same slot share a transaction.
     #[arg(long, requires = "distribute", value_parser = clap::value_parser!(u16).range(2..=1_024), value_name = "COUNT")]
     slots: Option<u16>,
 }
