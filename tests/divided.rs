@@ -2,12 +2,20 @@
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
+use http::StatusCode;
 use sessiond::{
     store::{Options, Store},
     telemetry::{Metrics, chain},
 };
 
-use crate::harness::{Service, Wire, bearer, database::Database, divided, eventually, options};
+use crate::{
+    assert_refused,
+    harness::{
+        Service, Wire, bearer,
+        database::{Database, connect, rows},
+        divided, eventually, options,
+    },
+};
 
 /// Reverts the newest migrations by hand, as far as this version: `sessiond` itself only reverts all of them.
 async fn revert(database: &Database, first: &str) {
@@ -187,6 +195,53 @@ async fn a_worker_that_does_not_know_of_a_move_is_not_fresh() {
     assert!(beside.app.feed().is_trusted(), "of another node");
     worker.run("ROLLBACK PREPARED 'move'").await;
     eventually("fresh again", async || at_worker.app.feed().is_trusted()).await;
+}
+
+/// A worker that has left the cluster is told of no move, and could write to old copies: its servers take no writes, say so, and no
+/// longer call what they read fresh. If it comes back, they go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_has_left_the_cluster_takes_no_writes() {
+    const UNLISTED: &str = "the coordinator of the database does not list the node that is asked";
+    let Some(database) = Database::create_on_cluster("left").await else { return };
+    let ways = divided::ways(&database.url);
+    let (coordinator, worker) = (Database { url: ways[0].clone() }, Database { url: ways[1].clone() });
+    let ask_worker = async |query: &str| rows(&connect(&ways[1]).await, query).await.concat().concat();
+    let service = Service::start_by(database, &divided::by(&options(&ways[0]), &ways[1])).await;
+    let [phone, laptop] = [service.sign_in("ada", "phone").await, service.sign_in("ada", "laptop").await];
+    let group = ask_worker("SELECT groupid FROM pg_dist_local_group").await;
+    // As after citus_disable_node: nobody tells the worker, and it still finds itself in its own list.
+    let disable = |is_active| format!("UPDATE pg_dist_node SET isactive = {is_active} WHERE groupid = {group}");
+    // As later versions of Citus leave a worker behind that is removed.
+    let remove = |group: &str| format!("UPDATE pg_dist_local_group SET groupid = {group}");
+    for (device, at, leave, come_back) in
+        [(phone, &coordinator, disable(false), disable(true)), (laptop, &worker, remove("0"), remove(&group))]
+    {
+        at.run(&leave).await;
+        eventually("it says so", async || service.readyz().await.1.contains(UNLISTED)).await;
+        assert_refused!(device.sign_out(), "STORE_UNAVAILABLE");
+        eventually("not fresh", async || !service.app.feed().is_trusted()).await;
+        assert!(!service.store.check_membership().await.expect("answers"));
+
+        at.run(&come_back).await;
+        eventually("it is ready again", async || service.readyz().await.0 == StatusCode::OK).await;
+        device.sign_out().await.expect("signs out");
+    }
+    assert_eq!(ask_worker("SELECT count(*) FROM pg_dist_node WHERE isactive").await, ways.len().to_string());
+
+    // While the coordinator does not answer, the last answer counts, and beats go on.
+    let tablet = service.sign_in("ada", "tablet").await;
+    let stop = connect(&ways[0]).await;
+    let shard = rows(
+        &stop,
+        "SELECT shard_name(logicalrelid, shardid) FROM pg_dist_shard WHERE logicalrelid = 'sweeps'::regclass",
+    );
+    let shard = shard.await.concat().concat();
+    let lock = format!("SET citus.enable_manual_changes_to_shards = on; BEGIN; LOCK TABLE {shard}");
+    stop.batch_execute(&lock).await.expect("locks");
+    service.store.check_membership().await.expect_err("waits for the lock");
+    tablet.sign_out().await.expect("signs out");
+    assert!(service.app.feed().is_trusted());
+    assert_eq!(service.readyz().await.0, StatusCode::OK);
 }
 
 /// The extension alone changes nothing, and a cluster without workers has nothing to divide.

@@ -52,13 +52,15 @@ const ASIDE_MAX: f64 = 5_000.0;
 const FEED: &str = "WITH present AS";
 
 /// The beginnings of the statements that only a divided database gets.
-const DIVIDED: [&str; 6] = [
+const DIVIDED: [&str; 8] = [
     "SELECT p.slot, (pg_control_system())",
     "SELECT md5(concat_ws(' ', id, current_database()))",
     "SELECT clock_timestamp() FROM slots",
     "SELECT pg_notify(",
     "SELECT EXISTS (SELECT FROM pg_locks",
     "SELECT current_setting('fsync') AS fsync",
+    "SELECT own.groupid <> 0 AS is_worker",
+    "SELECT master_get_active_worker_nodes()",
 ];
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

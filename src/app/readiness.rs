@@ -37,6 +37,9 @@ pub enum NotReady {
     /// The database may lose acknowledged commits, so sign-outs are refused.
     #[error("the database has {0} off")]
     NotDurable(&'static str),
+    /// The node of a divided database that is asked may have left the cluster, so writes are refused.
+    #[error("the coordinator of the database does not list the node that is asked")]
+    Unlisted,
     /// A migration that this binary needs was reverted, or is not applied yet. Later ones are fine.
     #[error("the database lacks migrations")]
     Schema(#[source] Lacking),
@@ -59,8 +62,19 @@ pub struct Lacking(Vec<String>);
 
 impl NotReady {
     /// The names of all conditions, for the metrics.
-    pub const CONDITIONS: [&'static str; 10] =
-        ["database", "writes", "draining", "saturated", "clock_skew", "feed", "durability", "schema", "keys", "pooler"];
+    pub const CONDITIONS: [&'static str; 11] = [
+        "database",
+        "writes",
+        "draining",
+        "saturated",
+        "clock_skew",
+        "feed",
+        "durability",
+        "membership",
+        "schema",
+        "keys",
+        "pooler",
+    ];
 
     /// The name of the condition, as in the metric `sessiond_not_ready`.
     pub const fn condition(&self) -> &'static str {
@@ -72,6 +86,7 @@ impl NotReady {
             Self::ClockSkew => "clock_skew",
             Self::FeedUnread | Self::FeedStale => "feed",
             Self::NotDurable(_) => "durability",
+            Self::Unlisted => "membership",
             Self::Schema(_) => "schema",
             Self::Keys(_) => "keys",
             Self::Pooler => "pooler",
@@ -98,13 +113,14 @@ impl App {
             Durability::Kept => None,
             lost => Some(NotReady::NotDurable(lost.setting())),
         };
+        let unlisted = (!self.store.is_listed()).then_some(NotReady::Unlisted);
         // If it does not answer, that is reported above.
         let lacking = self.probe.pending_migrations().await.unwrap_or_default();
         let schema = (!lacking.is_empty()).then(|| NotReady::Schema(Lacking(lacking)));
         let unopened = self.keys.snapshot().unopened();
         let keys = (unopened > 0).then_some(NotReady::Keys(unopened));
         let pooler = self.store.loses_statements().then_some(NotReady::Pooler);
-        [database, writes, draining, saturated, clock, feed, durability, schema, keys, pooler]
+        [database, writes, draining, saturated, clock, feed, durability, unlisted, schema, keys, pooler]
             .into_iter()
             .flatten()
             .collect()

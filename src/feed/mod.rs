@@ -56,7 +56,8 @@ pub struct Feed {
     broadcaster: Arc<Broadcaster>,
     /// The reader's only connection, so that its loss is noticed.
     reading: Store,
-    store: Store,
+    beating: Store,
+    ringing: Store,
 }
 
 impl Feed {
@@ -66,7 +67,8 @@ impl Feed {
         let publisher = Arc::clone(&broadcaster);
         store.on_revocations(move |revocations| publisher.publish(revocations));
         // A reading must not wait behind requests, or the feed would be oldest under the greatest load.
-        Self { broadcaster, reading: store.with_own_pool(1), store: store.with_own_pool(reader::CONNECTIONS - 1) }
+        let [reading, beating, ringing] = [(); reader::CONNECTIONS].map(|()| store.with_own_pool(1));
+        Self { broadcaster, reading, beating, ringing }
     }
 
     /// Sets how many subscribers there may be at once, in place of [`SUBSCRIBERS_MAX`].
@@ -82,7 +84,7 @@ impl Feed {
     /// Follows the database. Does not return.
     pub async fn run(&self) {
         // On the heap: its loops take some 30 kB, which the caller's future would contain.
-        Box::pin(reader::run(&self.broadcaster, &self.reading, &self.store)).await;
+        Box::pin(reader::run(&self.broadcaster, &self.reading, &self.beating, &self.ringing)).await;
     }
 
     /// How long ago the feed was complete; `None` before the first complete reading.

@@ -29,7 +29,8 @@ use sessiond_core::clock;
 use sessiond_core::clock::Clock;
 use sessiond_core::clock::Timestamp;
 
-/// One for reading, one for beats, one for the doorbell: none waits for another.
+/// One for reading, one for beats, one for ringing: none waits for another. The coordinator of a divided database may not answer
+/// for a while, and beats do not need it.
 pub(super) const CONNECTIONS: usize = 3;
 
 /// The most that is read at a time: some tens of milliseconds' work.
@@ -51,6 +52,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// How often a beat is written to the database's log.
 const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How often the coordinator of a divided database is asked whether it lists the node that is asked.
+const MEMBERSHIP_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How long to wait for a connection that listens.
 const DOORBELL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -63,14 +67,14 @@ const FORGET_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a replica without a beat is remembered.
 const BEACON_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Follows the database. Does not return. The reader has a connection of its own: `reading`.
-pub(super) async fn run(broadcaster: &Broadcaster, reading: &Store, store: &Store) {
+/// Follows the database. Does not return. Each store has one connection.
+pub(super) async fn run(broadcaster: &Broadcaster, reading: &Store, beating: &Store, ringing: &Store) {
     let replica = clock::new_uuid();
     tokio::join!(
         read(broadcaster, reading),
-        beat(broadcaster, store),
-        listen(broadcaster, store, replica),
-        ring(broadcaster, store, replica),
+        beat(broadcaster, beating),
+        listen(broadcaster, ringing, replica),
+        ring(broadcaster, ringing, replica),
         publish(broadcaster),
         forget_expired(broadcaster)
     );
@@ -222,7 +226,10 @@ async fn beat(broadcaster: &Broadcaster, store: &Store) {
         let began = Instant::now();
         let beat = store.feed_beat().await;
         let is_ok = beat.is_ok();
-        if let Ok((origin, slots)) = beat {
+        // A node that has left the cluster may read copies that nobody writes to any more.
+        if let Ok((origin, slots)) = beat
+            && store.is_listed()
+        {
             broadcaster.note_beat(Beat { origin, slots }, began);
         }
         store.check_database(is_ok).await;
@@ -250,16 +257,32 @@ async fn listen(broadcaster: &Broadcaster, store: &Store, replica: Uuid) {
     }
 }
 
-/// Rings the other replicas' doorbells when this one has revoked something.
+/// Rings the other replicas' doorbells when this one has revoked something, and checks that the node that is asked still belongs
+/// to the cluster. In a divided database both need the coordinator, so they share a connection and a backoff.
 async fn ring(broadcaster: &Broadcaster, store: &Store, replica: Uuid) {
-    let mut retry = RETRY;
+    let (mut retry, mut checks, mut is_answered) = (RETRY, ticks(MEMBERSHIP_INTERVAL), true);
     loop {
-        broadcaster.to_ring.notified().await;
-        match store.ring(replica).await {
-            Ok(()) => {
-                retry.reset();
-                sleep(READING_INTERVAL_MIN).await;
+        let done = tokio::select! {
+            biased;
+            _ = checks.tick() => {
+                let checked = store.check_membership().await.map(drop);
+                if let Err(error) = &checked
+                    && is_answered
+                {
+                    let error = telemetry::chain(error);
+                    tracing::warn!(%error, "the coordinator does not say whether this node belongs to the cluster; the last answer counts");
+                }
+                is_answered = checked.is_ok();
+                checked
             }
+            () = broadcaster.to_ring.notified() => {
+                let rung = store.ring(replica).await;
+                sleep(READING_INTERVAL_MIN).await;
+                rung
+            }
+        };
+        match done {
+            Ok(()) => retry.reset(),
             // The other replicas poll. Each attempt costs a connection: in a divided database only the coordinator may be down.
             Err(_) => sleep(retry.next(clock::random_u32())).await,
         }

@@ -161,6 +161,7 @@ impl Store {
     /// Fails if the database is unavailable. Safe to retry: deliveries claimed by a failed call become due again at
     /// `lost_at`.
     pub async fn deliveries_claim(&self, claim: DeliveryClaim) -> Result<Vec<DueDelivery>, Error> {
+        self.check_durable("deliveries_claim")?;
         self.idempotent("deliveries_claim", move |mut tx| {
             let claim = claim.clone();
             async move {

@@ -25,6 +25,7 @@ mod gate;
 mod host;
 mod inventory;
 mod keys;
+mod membership;
 mod migrate;
 mod pool;
 mod pooler;
@@ -424,6 +425,13 @@ impl Store {
 
     /// Refuses to write while the database may lose acknowledged commits.
     fn check_durable(&self, operation: &'static str) -> Result<(), Error> {
+        // Whatever durability is required: nobody wants rows in a copy that is no longer used.
+        if !self.is_listed() {
+            return Err(Error::unavailable(
+                operation,
+                "the coordinator of the database does not list the node that is asked",
+            ));
+        }
         match self.known_durability() {
             Durability::Kept => Ok(()),
             lost => Err(Error::unavailable(operation, format!("the database has {} off", lost.setting()))),

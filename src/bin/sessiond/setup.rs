@@ -25,6 +25,7 @@ use sessiond::store::Options;
 use sessiond::store::RequiredDurability;
 use sessiond::store::Store;
 use sessiond::telemetry::Metrics;
+use sessiond::telemetry::chain;
 use sessiond::telemetry::request::RequestObserver;
 use sessiond_core::clock::Clock;
 use sessiond_core::token::access::Issuer;
@@ -74,7 +75,7 @@ pub(crate) async fn reach(store: &Store) -> CommandResult {
             outcome = store.reach() => outcome,
         };
         match outcome {
-            Ok(()) => return Ok(()),
+            Ok(()) => return check_membership(store).await,
             Err(error) if error.is_lasting() || started.elapsed() >= DATABASE_WAIT => return Err(error.into()),
             Err(error) => tracing::info!("waiting for the database: {error}"),
         }
@@ -83,6 +84,24 @@ pub(crate) async fn reach(store: &Store) -> CommandResult {
             () = sleep(Duration::from_millis(500)) => {}
         }
     }
+}
+
+/// Refuses a worker that has left the cluster of a divided database.
+async fn check_membership(store: &Store) -> CommandResult {
+    match store.check_membership().await {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err("the coordinator of the database does not list the node that is asked: it has left the cluster, and what is \
+                        written there could be lost. Use another node, or let this one come back: SELECT citus_activate_node(…) if \
+                        it was disabled, citus_add_node(…) if it was removed"
+                .into());
+        }
+        Err(error) => {
+            let error = chain(&error);
+            tracing::warn!(%error, "the coordinator of the database does not say whether the node that is asked belongs to the cluster");
+        }
+    }
+    Ok(())
 }
 
 /// The operator stopped the command.

@@ -69,8 +69,27 @@ pub(super) async fn pooler(patient: &Patient) -> Diagnosed {
 
 pub(super) async fn durability(patient: &Patient) -> Diagnosed {
     let (store, _) = patient.app();
+    let unanswered = match store.check_membership().await {
+        Ok(true) => None,
+        Ok(false) => {
+            return Diagnosed::failed(
+                "the coordinator does not list this node: it has left the cluster, and what is written here could be lost",
+                "give the server another node, or let this one come back: SELECT citus_activate_node(…) if it was disabled, \
+                 citus_add_node(…) if it was removed",
+            );
+        }
+        Err(error) => Some(chain(&error)),
+    };
     let lost = match store.read_durability().await {
-        Ok(Durability::Kept) => return Diagnosed::ok("fsync is on, and commits are synchronous"),
+        Ok(Durability::Kept) => {
+            return match unanswered {
+                None => Diagnosed::ok("fsync is on, and commits are synchronous"),
+                Some(why) => Diagnosed::warning(
+                    format!("the coordinator does not say whether this node belongs to the cluster: {why}"),
+                    "start the coordinator, and let the role of this server log in there from each node",
+                ),
+            };
+        }
         Ok(lost) => lost,
         Err(error) => return Diagnosed::error(chain(&error)),
     };
