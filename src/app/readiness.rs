@@ -38,7 +38,7 @@ pub enum NotReady {
     #[error("the database has {0} off")]
     NotDurable(&'static str),
     /// The node of a divided database that is asked may have left the cluster, so writes are refused.
-    #[error("the coordinator of the database does not list the node that is asked")]
+    #[error("{}", store::Unlisted)]
     Unlisted,
     /// A migration that this binary needs was reverted, or is not applied yet. Later ones are fine.
     #[error("the database lacks migrations")]

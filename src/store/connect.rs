@@ -25,6 +25,7 @@ use super::backend::Backend;
 use super::distribute::Layout;
 use super::distribute::is_worker;
 use super::host::Host;
+use super::membership::Membership;
 use super::primary::Primary;
 use super::primary::PrimaryWatch;
 use super::primary::ServerRef;
@@ -56,6 +57,7 @@ pub(super) struct DatabaseHosts {
     preferred: AtomicUsize,
     faults: Arc<Faults>,
     slots: SlotCount,
+    membership: Membership,
 }
 
 /// No host is preferred.
@@ -112,6 +114,7 @@ impl DatabaseHosts {
             preferred: AtomicUsize::new(NO_HOST),
             faults: Arc::default(),
             slots: SlotCount::default(),
+            membership: Membership::default(),
         })
     }
 
@@ -177,6 +180,11 @@ impl DatabaseHosts {
     /// How many slots the database has.
     pub(super) const fn slots(&self) -> &SlotCount {
         &self.slots
+    }
+
+    /// Whether the node that is asked belongs to the cluster.
+    pub(super) const fn membership(&self) -> &Membership {
+        &self.membership
     }
 
     /// Whether a connection leads to a worker of a divided database.

@@ -353,11 +353,8 @@ impl Tx {
     fn present(&self, history: Uuid, mut slots: Vec<SlotRow>) -> Result<FeedPresent, Error> {
         slots.sort_unstable_by_key(|row| row.slot);
         slots.dedup_by_key(|row| row.slot);
-        let (found, known) = (slots.len(), self.slots().count());
-        if found != usize::from(known) {
-            let why = format!("the database has {found} slots, and had {known} when this server started: restart it");
-            return Err(Error::unavailable(self.operation(), why));
-        }
+        let count = u16::try_from(slots.len()).map_err(|_| bad("slot"))?;
+        self.slots().note(count).map_err(|changed| Error::unavailable(self.operation(), changed.to_string()))?;
         // Its clock is the one by which all replicas go, whichever node they ask.
         let [first, ..] = slots.as_slice() else { return Err(bad("slot")) };
         let mut nodes = slots

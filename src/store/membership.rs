@@ -3,6 +3,7 @@
 //! A worker that was removed or disabled keeps its tables and its list of nodes, and goes on answering. But nobody tells it of the
 //! moves of shards that follow: it would write to copies that are dropped a little later. Only the coordinator knows.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
 use diesel::QueryableByName;
@@ -10,8 +11,23 @@ use diesel::sql_types as sql;
 
 use super::Store;
 use super::error::Error;
-use super::slots::SlotCount;
 use super::statement::statement;
+
+/// The coordinator of a divided database does not list the node that is asked.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the coordinator of the database does not list the node that is asked")]
+pub struct Unlisted;
+
+impl Unlisted {
+    /// What an operator can do, besides giving the server another node.
+    pub const WAY_BACK: &str =
+        "let this one come back: SELECT citus_activate_node(…) if it was disabled, citus_add_node(…) if it was removed";
+}
+
+/// The last answer of the coordinator.
+pub(super) struct Membership {
+    is_listed: AtomicBool,
+}
 
 impl Store {
     /// Asks the coordinator of a divided database whether it lists the node that is asked; call it periodically. One Postgres is
@@ -24,29 +40,37 @@ impl Store {
         if !self.target.slots().is_divided() {
             return Ok(true);
         }
-        self.idempotent("membership", |mut tx| async move {
+        let asked = self.idempotent("membership", |mut tx| async move {
             let own = tx.rows(OwnNode {}).await?.pop();
             let is_listed = match own {
                 Some(OwnNodeRow { is_worker: false, lacks_tables, .. }) => !lacks_tables,
                 Some(OwnNodeRow { address: Some(address), .. }) => tx.rows(ListedWorkers {}).await?.contains(&address),
                 Some(OwnNodeRow { address: None, .. }) | None => false,
             };
-            tx.slots().note_listed(is_listed);
             tx.commit(is_listed).await
-        })
-        .await
+        });
+        let is_listed = asked.await?;
+        self.target.membership().note(is_listed);
+        Ok(is_listed)
     }
 
     /// The last answer of [`Store::check_membership`].
     pub fn is_listed(&self) -> bool {
-        self.target.slots().is_listed()
+        self.target.membership().is_listed.load(Ordering::Relaxed)
     }
 }
 
-impl SlotCount {
-    /// Notes whether the coordinator lists the node that is asked, and logs a change.
-    fn note_listed(&self, is_listed: bool) {
-        if self.is_unlisted.swap(!is_listed, Ordering::Relaxed) == is_listed {
+impl Default for Membership {
+    /// Until the coordinator has said otherwise, the node is trusted.
+    fn default() -> Self {
+        Self { is_listed: AtomicBool::new(true) }
+    }
+}
+
+impl Membership {
+    /// Notes an answer, and logs a change.
+    fn note(&self, is_listed: bool) {
+        if self.is_listed.swap(is_listed, Ordering::Relaxed) != is_listed {
             match is_listed {
                 true => tracing::info!("the node that is asked is listed by its coordinator again"),
                 false => tracing::error!(
@@ -55,10 +79,6 @@ impl SlotCount {
                 ),
             }
         }
-    }
-
-    fn is_listed(&self) -> bool {
-        !self.is_unlisted.load(Ordering::Relaxed)
     }
 }
 

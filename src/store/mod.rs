@@ -100,6 +100,7 @@ pub use inventory::Inventory;
 pub use keys::KeyRow;
 pub use keys::RESEAL_PAGE;
 pub use keys::SealedKey;
+pub use membership::Unlisted;
 pub use migrate::MIGRATE_WAIT;
 pub use migrate::MigrateError;
 pub use pooler::ReachError;
@@ -427,10 +428,7 @@ impl Store {
     fn check_durable(&self, operation: &'static str) -> Result<(), Error> {
         // Whatever durability is required: nobody wants rows in a copy that is no longer used.
         if !self.is_listed() {
-            return Err(Error::unavailable(
-                operation,
-                "the coordinator of the database does not list the node that is asked",
-            ));
+            return Err(Error::unavailable(operation, Unlisted.to_string()));
         }
         match self.known_durability() {
             Durability::Kept => Ok(()),

@@ -252,8 +252,8 @@ impl Store {
     ///
     /// Fails if the database is unavailable.
     pub async fn sessions_touch(&self, used: &[SessionUse<'_>]) -> Result<(), Error> {
-        let used: Vec<_> = used.iter().map(|one| (one.project.clone(), one.session, to_pg(one.at))).collect();
         self.check_durable("sessions_touch")?;
+        let used: Vec<_> = used.iter().map(|one| (one.project.clone(), one.session, to_pg(one.at))).collect();
         self.idempotent("sessions_touch", move |mut tx| {
             let used = used.clone();
             async move {

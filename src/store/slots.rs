@@ -35,8 +35,6 @@ pub(super) struct SlotCount {
     count: AtomicU16,
     is_divided: AtomicBool,
     waits_for_no_standby: AtomicBool,
-    /// See [`Store::check_membership`].
-    pub(super) is_unlisted: AtomicBool,
 }
 
 /// The database has another number of slots than before.

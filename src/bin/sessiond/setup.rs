@@ -24,6 +24,7 @@ use sessiond::store;
 use sessiond::store::Options;
 use sessiond::store::RequiredDurability;
 use sessiond::store::Store;
+use sessiond::store::Unlisted;
 use sessiond::telemetry::Metrics;
 use sessiond::telemetry::chain;
 use sessiond::telemetry::request::RequestObserver;
@@ -91,10 +92,11 @@ async fn check_membership(store: &Store) -> CommandResult {
     match store.check_membership().await {
         Ok(true) => {}
         Ok(false) => {
-            return Err("the coordinator of the database does not list the node that is asked: it has left the cluster, and what is \
-                        written there could be lost. Use another node, or let this one come back: SELECT citus_activate_node(…) if \
-                        it was disabled, citus_add_node(…) if it was removed"
-                .into());
+            return Err(format!(
+                "{Unlisted}: it has left the cluster, and what is written there could be lost. Use another node, or {}",
+                Unlisted::WAY_BACK
+            )
+            .into());
         }
         Err(error) => {
             let error = chain(&error);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use sessiond::app::Rehearsal;
 use sessiond::store::Durability;
 use sessiond::store::TableFacts;
+use sessiond::store::Unlisted;
 use sessiond::store::VacuumFacts;
 use sessiond::store::WritesRefused;
 use sessiond::telemetry::chain;
@@ -74,8 +75,7 @@ pub(super) async fn durability(patient: &Patient) -> Diagnosed {
         Ok(false) => {
             return Diagnosed::failed(
                 "the coordinator does not list this node: it has left the cluster, and what is written here could be lost",
-                "give the server another node, or let this one come back: SELECT citus_activate_node(…) if it was disabled, \
-                 citus_add_node(…) if it was removed",
+                format!("give the server another node, or {}", Unlisted::WAY_BACK),
             );
         }
         Err(error) => Some(chain(&error)),
